@@ -22,6 +22,9 @@ html_theme = "furo"
 html_title = "rlhf-env"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False  # LICENSE says whose it is
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 copybutton_prompt_text = "$ "
 
 autodoc_member_order = "bysource"

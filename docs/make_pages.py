@@ -76,7 +76,7 @@ def pages() -> Iterator[tuple[str, str]]:
             else:
                 yield f"{plural(kind)}/{entry.name}.md", plugin_page(entry)
         names = "\n".join(f"- [{entry.name}]({entry.name}.md){_in_a_line(entry)}" for entry in entries)
-        toc = "\n".join(entry.name for entry in entries)
+        toc = "\n".join(f"{entry.name} <{entry.name}>" for entry in entries)  # "grpo: an agent" in a list of agents
         yield (
             f"{plural(kind)}/index.md",
             f"# {plural(kind).capitalize()}\n\n{names}\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n",

@@ -124,8 +124,10 @@ def find(host: PluginHost, words: str) -> Entry:
     kind, _, name = words.rpartition(":")
     entries = [entry for entry in host if entry.name == name and kind in ("", entry.kind)]
     kinds = {entry.kind for entry in entries}
+    if not entries and kind in PLUGIN_KINDS:
+        raise UnknownName(kind, name, host.names(kind), host.absent())
     if not entries:
-        raise UnknownName("plugin", words, [f"{entry.kind}:{entry.name}" if kind else entry.name for entry in host])
+        raise UnknownName("plugin", words, [entry.name for entry in host], host.absent())
     if len(kinds) > 1:
         raise UnknownName("plugin", words, [f"{kind}:{name}" for kind in PLUGIN_KINDS if kind in kinds])
     return host.entry(entries[0].kind, name)

@@ -24,17 +24,14 @@ for which version of these hooks it was made, `RLHF_ENV_API = 1`; one of another
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
 import os
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from types import ModuleType
 from typing import Any, Literal, Protocol, get_args
 
@@ -43,6 +40,7 @@ import pluggy
 from rlhf_env import own_code
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, did_you_mean, under
 from rlhf_env.own_code import OwnCode
+from rlhf_env.plugin_faults import TooSlow, at_most, fault_of_hooks, fault_of_version
 from rlhf_env.types import JsonObject
 from rlhf_env.working_folder import same_folder
 
@@ -227,29 +225,6 @@ class Failure:
     error: str
 
 
-class _TooSlow(BaseException):
-    """Not an Exception: a plugin that catches those while it is imported must not catch this."""
-
-
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raise _TooSlow in the block after so many seconds. Without effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def give_up(*_: object) -> None:
-        raise _TooSlow
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
-
-
 class PluginHost:
     """All plugins of one process. `points` are loaded one by one, so one that breaks is listed and passed over.
 
@@ -262,19 +237,29 @@ class PluginHost:
         self._entries: dict[tuple[PluginKind, str], list[Entry]] = {}
         self.failures: list[Failure] = []
         self.left_out: list[str] = []
+        self._others: dict[str, EntryPoint] = {}
         for point in self._let_in(list(points), choice):
             origin = _origin(point)
+            if origin != OWN:
+                self._others[origin] = point
             try:
-                with _at_most(PATIENCE), same_folder(f"the plugin {origin}"):
+                with at_most(PATIENCE), same_folder(f"the plugin {origin}"):
                     module = point.load()
-                    if (version := getattr(module, "RLHF_ENV_API", API)) != API:
-                        raise PluginError(f"made for version {version!r} of the plugin hooks, and this is {API}")
+                    if (made_for := getattr(module, "RLHF_ENV_API", API)) != API:
+                        raise PluginError(f"made for version {made_for!r} of the plugin hooks, and this is {API}")
                     self.add_module(module, origin)
+                    if fault := fault_of_hooks(module, self._marked(module), [hook_of(kind) for kind in PLUGIN_KINDS]):
+                        raise PluginError(fault)
             except (Exception, SystemExit) as error:
                 self.failures.append(Failure(origin, f"{point.value}: {type(error).__name__}: {error}"))
-            except _TooSlow:
+            except TooSlow:
                 slow = f"not imported within {PATIENCE:g} s: it should import what is heavy when a plugin is built"
                 self.failures.append(Failure(origin, f"{point.value}: {slow}"))
+
+    def misfits(self) -> list[Failure]:
+        """The distributions that ask for another version of this one. They are used all the same."""
+        faults = {name: fault_of_version(point.dist, OWN, version(OWN)) for name, point in self._others.items()}
+        return [Failure(name, fault) for name, fault in faults.items() if fault]
 
     def _let_in(self, points: Sequence[EntryPoint], choice: str | None) -> Iterator[EntryPoint]:
         words = [word.strip() for word in (choice or "").split(",") if word.strip()]
@@ -300,6 +285,9 @@ class PluginHost:
             others = [plugin for plugin in self._hooks.get_plugins() if plugin is not module]
             caller = self._hooks.subset_hook_caller(hook_of(kind), others)
             caller(register=functools.partial(self.add, kind, origin=origin))
+
+    def _marked(self, module: object) -> list[str]:
+        return [caller.name for caller in self._hooks.get_hookcallers(module) or []]
 
     def add(
         self,
@@ -340,8 +328,7 @@ class PluginHost:
             return Entry(kind, name.label, name, YOUR_OWN)
         entries = self._entries.get((kind, name))
         if not entries:
-            absent = [f"failed to load: {one.origin} ({one.error})" for one in self.failures if one.origin != CHOICE]
-            absent += [f"kept out by {CHOICE}: {', '.join(self.left_out)}"] if self.left_out else []
+            absent = self.absent()
             known = self.names(kind)
             if kind in _TABLES_OF_ONES_OWN and "did you mean" not in did_you_mean(name, known):
                 absent.append(
@@ -352,6 +339,12 @@ class PluginHost:
         if len(entries) > 1:
             raise PluginError(_conflict(entries))
         return entries[0]
+
+    def absent(self) -> list[str]:
+        """Of the installed distributions, those that offer nothing, and why: what a name nobody knows may be of."""
+        absent = [f"failed to load: {one.origin} ({one.error})" for one in self.failures if one.origin != CHOICE]
+        absent += [f"of another version: {one.origin} ({one.error})" for one in self.misfits()]
+        return [*absent, *([f"kept out by {CHOICE}: {', '.join(self.left_out)}"] if self.left_out else [])]
 
 
 def _origin(point: EntryPoint) -> str:

@@ -347,7 +347,7 @@ class ScoresItself(Protocol):
 
 @runtime_checkable
 class Replies(Protocol):
-    """A task that answers: a conversation. `episode.turns` is what the agent has said so far."""
+    """A task that answers: a conversation. `episode.turns` is what the agent has said so far, at least one turn."""
 
     def reply(self, episode: Episode, /) -> TaskReply:
         """The next message; None ends the conversation.

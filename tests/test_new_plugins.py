@@ -49,6 +49,11 @@ def test_a_whole_distribution(kind: WrittenKind, tmp_path: Path) -> None:
     assert not [text for text in texts if "$" in text or "NAME" in text or "PACKAGE" in text], "all is filled in"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_ends_in_its_kind_says_so_once(kind: WrittenKind, tmp_path: Path) -> None:
+    assert f"class My{kind.capitalize()}:" in write_plugin(kind, f"my_{kind}", tmp_path).code.read_text("utf-8")
+
+
 def test_what_is_written_is_as_clean_as_the_house(tmp_path: Path) -> None:
     for kind in KINDS:
         write_plugin(kind, "short_words", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +37,10 @@ def submit(
     if not file.name.endswith(ENTRY_ENDING):
         raise ConfigError(f"--out {file}: a board reads files that are named *{ENTRY_ENDING}")
     entry.save(file)
+    digest = sha256(file.read_bytes()).hexdigest()
     reached = sum(run.result.reached for run in entry.runs)
     files = f"{len(entry.sources)} file{'s'[: len(entry.sources) != 1]} of code"
-    said = f"{len(entry.runs)} seeds, gold reached in {reached}; {files}"
+    said = f"{len(entry.runs)} seeds, gold reached in {reached}; {files}; sha256 {digest[:8]}"
     make_console().print(f"Entry: {file} ({said})", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -54,7 +56,10 @@ def board(
         ),
     ] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only the entry of this name. May be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="Only entries of this name, or NAME (HASH) where several share one. May be given several times."
+        ),
     ] = None,
     jobs: Jobs = None,
     minutes: Annotated[

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
 from rlhf_env.cli.shared import LEARNING, PLUGINS, AsJson, app, make_console
-from rlhf_env.errors import ConfigError, under
+from rlhf_env.errors import ConfigError, RlhfEnvError, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
@@ -71,6 +74,8 @@ def plugins(
         typer.echo(f"failed: {for_terminal(conflict)}")
     for failure in known.failures:
         typer.echo(f"failed: {for_terminal(f'{failure.origin}: {failure.error}')}")
+    for misfit in known.misfits():
+        typer.echo(f"note: {for_terminal(f'{misfit.origin}: {misfit.error}')}")
     for origin in known.left_out:
         typer.echo(f"kept out: {origin} (RLHF_ENV_PLUGINS)")
 
@@ -154,11 +159,12 @@ def _lines(settings: Sequence[Setting]) -> Iterator[str]:
     from rlhf_env.declared import plain
     from rlhf_env.settings import limits, spoken
 
+    width = min(100, get_terminal_size(fallback=(100, 24)).columns)
     for setting in settings:
         what = ", ".join(word for word in (spoken(setting.hint), limits(setting.hint)) if word)
         default = "required" if setting.required else f"default {_as_toml(plain(setting.default))}"
         yield f"  {setting.name}: {what}; {default}"
-        yield from textwrap.wrap(setting.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+        yield from textwrap.wrap(setting.meaning, width, initial_indent="      ", subsequent_indent="      ")
 
 
 def _as_toml(value: object) -> str:
@@ -206,6 +212,9 @@ def schema(
     typer.echo(json.dumps(made, indent=1))
 
 
+_KINDS = ("reward", "task", "agent")
+
+
 @app.command("check", rich_help_panel=PLUGINS)
 def check_one(
     what: Annotated[
@@ -219,7 +228,14 @@ def check_one(
     settings: Annotated[
         list[str] | None, typer.Argument(help="The plugin's settings, as in target=20; of families, which ones.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A model or families as JSON, for programs.")] = False,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column of the task that a reward reads, as in answer=42 (a text) or level:=3 (a number, or other "
+            "JSON): every prompt of the check has it. May be given several times."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found as JSON, for programs.")] = False,
 ) -> None:
     """Check an experiment file, or test a plugin with generated episodes. It lists problems and changes nothing.
 
@@ -239,17 +255,41 @@ def check_one(
             raise ConfigError(f"{' '.join(settings)}: a model has no settings here")
         _check_model(name, as_json)
         return
-    if as_json:
-        raise ConfigError("--json is for model:NAME and families")
-    if kind in ("reward", "task", "agent") and name:
-        _check_plugin(kind, name, _settings(settings or []))
-    elif code_in(what) or what.endswith(".py"):
-        _check_plugin(find(host(), what).kind, what, _settings(settings or []))
-    elif settings:
+    plugin = bool((kind in _KINDS and name) or code_in(what) or what.endswith(".py"))
+    if column and not plugin:
+        raise ConfigError(f"--column {column[0]} is for a reward: a file has the columns of its task")
+    if settings and not plugin:
         raise ConfigError(f"{' '.join(settings)}: settings are for reward:, task: and agent:NAME; a file has its own")
-    else:
-        _check_file(Path(what))
+
+    def check(note: Callable[[str], object]) -> None:
+        if kind in _KINDS and name:
+            _check_plugin(kind, name, _settings(settings or []), _columns(column or []), note)
+        elif plugin:
+            _check_plugin(find(host(), what).kind, what, _settings(settings or []), _columns(column or []), note)
+        else:
+            _check_file(Path(what), note)
+
+    if as_json:
+        _say_as_json(what, check)
+        return
+    check(typer.echo)
     typer.echo("ok")
+
+
+def _say_as_json(what: str, check: Callable[[Callable[[str], object]], None]) -> None:
+    """One object on stdout, whatever is found and whatever a plugin prints; the status is that of the plain command."""
+    notes: list[str] = []
+    problems: list[str] = []
+    status = 0
+    with redirect_stdout(sys.stderr):
+        try:
+            check(notes.append)
+        except RlhfEnvError as error:
+            problems += error.problems if isinstance(error, ConfigError) else [str(error)]
+            status = error.exit_code
+    typer.echo(json.dumps({"checked": what, "ok": not problems, "problems": problems, "notes": notes}, indent=1))
+    if status:
+        raise typer.Exit(status)
 
 
 def _check_model(name: str, as_json: bool) -> None:
@@ -299,31 +339,55 @@ def _settings(words: Sequence[str]) -> JsonObject:
     return settings
 
 
-def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
-    from rlhf_env.envs.reward_tables import load_rewards
+def _columns(words: Sequence[str]) -> JsonObject:
+    """`["answer=42", "level:=3"]` as a file would have them: a text, and what is JSON."""
+    columns: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        name = key.removesuffix(":")
+        if not name or not equals:
+            raise ConfigError(f"--column {word!r} is not of the form NAME=TEXT or NAME:=JSON")
+        if name in columns:
+            raise ConfigError(f"--column {word!r}: {name!r} is set twice")
+        try:
+            columns[name] = value if name == key else json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"--column {word!r}: what follows := is JSON, and {value!r} is not ({error})") from error
+    return columns
+
+
+def _check_plugin(
+    kind: str,
+    name: str,
+    settings: Mapping[str, object],
+    columns: Mapping[str, object],
+    note: Callable[[str], object],
+) -> None:
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.own_code import KEY, OwnCode, names_code
-    from rlhf_env.testing import check_agent, check_reward, check_task
+    from rlhf_env.testing import check_agent, check_task
+    from rlhf_env.testing.rewards import check_reward_table
 
     own = names_code(name)
     for key in ("plugin" if kind == "reward" else "name", KEY):
         if key in settings:
             raise ConfigError(f"{key}={settings[key]}: {kind}:{name} already names the {kind}")
     table = {KEY if own else "name": name, **settings}
+    if columns and kind != "reward":
+        raise ConfigError(f"--column {next(iter(columns))}: rewards read columns, and this is the {kind} {name}")
     if kind == "agent":
         for left_out in check_agent(table):
-            typer.echo(f"not checked: {left_out}")
+            note(f"not checked: {left_out}")
     elif kind == "task":
         check_task(load_task(table), ByteTokenizer())
     elif own:
-        label = OwnCode(name).label
-        check_reward(load_rewards({label: table}, load_task("count")).parts[label])
+        check_reward_table(OwnCode(name).label, table, columns)
     else:
-        check_reward(load_rewards({name: settings}, load_task("count")).parts[name])
+        check_reward_table(name, settings, columns)
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, note: Callable[[str], object]) -> None:
     from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
     from rlhf_env.lab.evaluation.preparing import prepare
     from rlhf_env.learning.experiment import EngineSettings, Experiment
@@ -346,10 +410,10 @@ def _check_file(file: Path) -> None:
                 with under(*SHARD):
                     require_shardable(experiment)
                 experiment = replace(experiment, engine=EngineSettings())
-                typer.echo("not checked: how several processes divide the model (shard = true), for this is one")
+                note("not checked: how several processes divide the model (shard = true), for this is one")
             workplace = prepare(experiment)
-        for note in workplace.notes:
-            typer.echo(f"note: {note}")
+        for remark in workplace.notes:
+            note(f"note: {remark}")
         return
     grid = Grid.load(file)
     with naming_lines(file):
@@ -358,7 +422,7 @@ def _check_file(file: Path) -> None:
     maker_of_reward_model(grid, Path(), file, make_console())
     whole = [cell for cell in cells if REWARD_MODEL not in cell.experiment.to_toml()]
     if len(whole) < len(cells):
-        typer.echo("not checked: cells with the reward model that `rlhf-env bench` makes first")
+        note("not checked: cells with the reward model that `rlhf-env bench` makes first")
     problems: dict[str, None] = {}
     notes: dict[str, None] = {}
     for cell in whole:
@@ -369,7 +433,7 @@ def _check_file(file: Path) -> None:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(*problems)
-    for note in notes:
-        typer.echo(f"note: {note}")
+    for remark in notes:
+        note(f"note: {remark}")
     if few := grid.too_few_seeds:
-        typer.echo(f"note: {few}")
+        note(f"note: {few}")

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,20 +47,40 @@ class Verbatim(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
         if command is not None:
-            _show_no_value_of_flags(command.get_params(ctx))
+            _say_types_in_short(command.get_params(ctx), ctx)
         return command
 
     def get_params(self, ctx: Any) -> list[Any]:
         parameters = super().get_params(ctx)
-        _show_no_value_of_flags(parameters)
+        _say_types_in_short(parameters, ctx)
         return parameters
 
 
-def _show_no_value_of_flags(parameters: Iterable[object]) -> None:
-    """Typer writes `<bool>` beside a flag, as if a value had to follow."""
+_SHORT_TYPES = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "dir": "DIR", "file": "FILE"}
+_LONGEST_CHOICES = 16  # characters on one line
+
+
+def _say_types_in_short(parameters: Iterable[object], ctx: Any) -> None:
+    """`N>=1` for Typer's `<int range> [x>=1]`, which takes a third of a line of 80 columns; nothing beside a flag."""
     for parameter in parameters:
-        if isinstance(parameter, TyperOption) and parameter.is_flag and parameter.metavar is None:
-            parameter.metavar = ""
+        if isinstance(parameter, TyperOption) and parameter.metavar is None:
+            parameter.metavar = "" if parameter.is_flag else _short_type(parameter, ctx)
+            parameter.min = parameter.max = None  # of the help alone, which would say them again
+        elif isinstance(parameter, TyperArgument) and parameter.metavar is None:  # which would change its name
+            vars(parameter)["display_type_rich"] = partial(_short_type, parameter)
+
+
+def _short_type(parameter: TyperArgument | TyperOption, ctx: Any) -> str:
+    said = parameter.display_type(ctx).strip("<>")
+    many = "..." if said.startswith("list[") else ""
+    said = said.removeprefix("list[").removesuffix("]").removesuffix(" range")
+    if "|" in said:
+        return (said if len(said) <= _LONGEST_CHOICES else said.replace("|", "|\n")) + many
+    kind = _SHORT_TYPES.get(said.lower(), said.upper())
+    low, high = parameter.min, parameter.max
+    if low is not None and high is not None:
+        return f"{low}..{high}{many}"
+    return f"{kind}{'' if low is None else f'>={low}'}{'' if high is None else f'<={high}'}{many}"
 
 
 class InOrderOfUse(Verbatim):

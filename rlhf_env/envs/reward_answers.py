@@ -44,7 +44,10 @@ def token_answers(name: str, answer: object, episodes: Sequence[Episode]) -> Ans
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if len(rows) != len(episodes):
         raise RewardError(f"reward {name!r} returned {len(rows)} rows for {len(episodes)} episodes")
-    values = [_as_floats(name, row, len(it.response_ids), "token") for row, it in zip(rows, episodes, strict=True)]
+    values = [
+        _as_floats(name, row, len(it.response_ids), "token of response_ids")
+        for row, it in zip(rows, episodes, strict=True)
+    ]
     failed = {}
     for place, row in enumerate(values):
         for token in np.flatnonzero(~_sane(row))[:1].tolist():

@@ -97,7 +97,7 @@ def write_plugin(kind: WrittenKind, name: str, where: str | Path = ".") -> NewPl
         "kind": kind,
         "a_kind": f"{'An' if kind == 'agent' else 'A'} {kind}",
         "name": name,
-        "Class": "".join(word.capitalize() for word in (*name.split("_"), kind)),
+        "Class": _class_of(kind, name),
         "package": package,
         "distribution": package.replace("_", "-"),
         "hook": f"register_{kind}s",
@@ -111,6 +111,12 @@ def write_plugin(kind: WrittenKind, name: str, where: str | Path = ".") -> NewPl
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
     return made
+
+
+def _class_of(kind: WrittenKind, name: str) -> str:
+    """MyQuestionsTask; of a name that ends in its kind, MyAgent and not MyAgentAgent."""
+    words = name.split("_")
+    return "".join(word.capitalize() for word in (words if words[-1] == kind else [*words, kind]))
 
 
 def _filled_path(place: Path, package: str, name: str) -> Path:

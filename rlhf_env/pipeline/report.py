@@ -22,6 +22,7 @@ from rlhf_env.shown_text import for_terminal
 from rlhf_env.whole_files import write_whole
 
 PAGE, ABOUT = "report.html", "pipeline.json"
+_LONGEST_STAGE = 18  # characters of a name on one line
 _FIGURES = ("gold", "proxy", "kl", "perplexity")
 
 
@@ -38,12 +39,12 @@ class _Column:
 
 
 _COLUMNS = (
-    _Column("Gold", "gold", "What is really wanted, and no agent sees. Before the stage, and after it", 2, True),
-    _Column("Proxy", "proxy", "The reward that the stage trains on. Before the stage, and after it", 2, True),
+    _Column("Gold", "gold", "What is really wanted, and no agent sees: before the stage, and after it", 2, True),
+    _Column("Proxy", "proxy", "The reward that the stage trains on: before the stage, and after it", 2, True),
     _Column("Won", "win_rate", "The share of prompts on which it is preferred, with its 95 % interval"),
     _Column("Accuracy", "accuracy", "Of a reward model, on prompts held out, with its 95 % interval", 3),
-    _Column("Perplexity", "perplexity", "Of held-out answers. Before the stage, and after it", 2, True),
-    _Column("KL", "kl", "To the model that the stage began with, in nats a response"),
+    _Column("Perplexity", "perplexity", "Of held-out answers: before the stage, and after it", 2, True),
+    _Column("KL", "kl", "To the model that the stage began with, in nats a reply"),
     _Column("Labels", "labels", "Judgements that were asked for", 0),
     _Column("Tokens", "tokens", "Tokens that the stage wrote", 0),
     _Column("Time", "seconds", "What it took here", 0),
@@ -136,7 +137,7 @@ def write_pipeline_report(folder: Path, console: Console) -> Path | None:
         versions=versions(),
     )
     write_whole(folder / PAGE, shown)
-    console.print(_table(columns, lines, notes))
+    console.print(_table(columns, lines, notes, console.width))
     console.print(f"Report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return folder / PAGE
 
@@ -184,18 +185,33 @@ def _totals(records: Sequence[Record]) -> dict[str, str]:
     return {**found, "in all": spoken_time(sum(record.seconds for record in records))}
 
 
-def _table(columns: Sequence[_Column], lines: Sequence[PipelineLine], notes: Sequence[str]) -> Table:
+def _table(columns: Sequence[_Column], lines: Sequence[PipelineLine], notes: Sequence[str], width: int) -> Table:
+    """Of `width` columns: measures that would be cut at its edge are left out, from the right, and named below."""
+    named = min(max(len(text) for line in lines for text in ("Stage", line.name, line.kind)), _LONGEST_STAGE)
+    kept = len(columns)
+    while kept > 1 and named + 2 + sum(_taken(columns, lines, place) for place in range(kept)) > width:
+        kept -= 1
+    if gone := [column.name for column in columns[kept:]]:
+        notes = [*notes, f"Left out, this terminal has {width} columns: {', '.join(gone)}. {PAGE} has them."]
     table = Table(caption=" ".join(notes) or None, caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
-    table.add_column("Stage", overflow="fold", min_width=10, max_width=18)
-    for column in columns:
+    table.add_column("Stage", overflow="fold", min_width=named, max_width=_LONGEST_STAGE)
+    for column in columns[:kept]:
         table.add_column(column.name, justify="right", no_wrap=True)
     for line in lines:
         stage = Text(for_terminal(line.name), style="bold").append(f"\n{line.kind}", style="not bold dim")
         if line.status != "finished":
             stage.append(f", {line.status}", style="red")
-        cells = [Text(cell.value).append(f"\n{cell.note}" if cell.note else "", style="dim") for cell in line.cells]
+        cells = [
+            Text(cell.value).append(f"\n{cell.note}" if cell.note else "", style="dim") for cell in line.cells[:kept]
+        ]
         table.add_row(stage, *cells)
     return table
+
+
+def _taken(columns: Sequence[_Column], lines: Sequence[PipelineLine], place: int) -> int:
+    """Columns of a terminal that a measure takes."""
+    cells = [text for line in lines for text in (line.cells[place].value, line.cells[place].note)]
+    return 2 + max(map(len, [columns[place].name, *cells]))
 
 
 def pictures_of(records: Sequence[Record]) -> list[Picture]:

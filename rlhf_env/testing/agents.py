@@ -17,7 +17,7 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ConfigError, ContractError, DataError
 from rlhf_env.testing.episodes import make_episode
 from rlhf_env.testing.forgotten import differing_attributes, remedy_for_state
-from rlhf_env.testing.observing import broken, difference, global_randomness_untouched
+from rlhf_env.testing.observing import broken, difference, global_randomness_untouched, raised, wrongly_called
 from rlhf_env.testing.remedies import OF_AGENTS, mended
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, Observation, Prompt, ResetOptions
 
@@ -217,7 +217,9 @@ class _Life:
         except (ConfigError, ContractError):
             raise
         except (Exception, SystemExit) as error:
-            raise ContractError("raised", f"the constructor raised {type(error).__name__}: {error}") from error
+            raise ContractError(
+                "raised", f"the constructor raised {raised(error)}", _form("__init__", error)
+            ) from error
 
     def check_interface(self) -> None:
         from rlhf_env.learning.agent import SaysIfItTrains
@@ -299,7 +301,7 @@ class _Life:
         from rlhf_env.learning.agent import Decision
 
         if not isinstance(decision, Decision):
-            raise ContractError("decision", f"act() must give a Decision, got {decision!r}")
+            raise ContractError("decision", f"act() must give a Decision, got a {type(decision).__name__}")
         length, vocabulary = self.setup.action_length, self.setup.tokenizer.vocab_size
         shape = (_ROWS,) if length == 1 else (_ROWS, length)
         tokens, stated = decision.tokens, {"logprobs": decision.logprobs, **decision.extras}
@@ -328,7 +330,22 @@ class _Life:
         except ContractError:
             raise
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the report says where
-            raise ContractError("raised", f"{what}() raised {type(error).__name__}: {error}") from error
+            raise ContractError("raised", f"{what}() raised {raised(error)}", _form(what, error)) from error
+
+
+_FORMS = {
+    "__init__": "(self, setup, config)",
+    "begin": "(self)",
+    "act": "(self, observation)",
+    "update": "(self, rollout)",
+    "state_dict": "(self)",
+    "load_state_dict": "(self, state)",
+}
+
+
+def _form(method: str, error: BaseException) -> str:
+    """The remedy where a method takes other arguments than it is given."""
+    return f"write it as `{method}{_FORMS[method]}`" if wrongly_called(error) else ""
 
 
 def _check_conduct(life: _Life, twin: _Life, heir: _Life, seed: int) -> None:

@@ -35,11 +35,13 @@ def make_episode(
     finish_reason: FinishReason = "stop",
     meta: Mapping[str, object] | None = None,
     logprobs: float | Sequence[float] | None = -1.0,
+    turns: Sequence[str] = (),
 ) -> Episode:
     """A finished episode as the environment would hand it to a reward; bytes are the tokens unless told otherwise.
 
     A text that ended by itself (`finish_reason` "stop" or "task") gets the end token. `logprobs` is one number for all
-    tokens of the response, or one each (the end token included), or None for a run that does not ask for them.
+    tokens of the response, or one each (the end token included), or None for a run that does not ask for them. `turns`
+    are what the agent has said in a conversation, for tasks that reply.
     """
     tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
     prompt = Prompt(id=f"made/{prompt_text!a}", text=prompt_text, meta=dict(meta or {}))
@@ -57,6 +59,7 @@ def make_episode(
         finish_reason=finish_reason,
         actions=np.ones(len(response_ids), dtype=np.bool_),
         logprobs=stated,
+        turns=tuple(turns),
     )
 
 

@@ -7,8 +7,10 @@ import random
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,29 @@ def broken(rule: str, expected: str, came: str, *episodes: Episode) -> ContractE
     )
     more = f" and {len(episodes) - 3} more" if len(episodes) > 3 else ""
     return ContractError(rule, f"expected {expected}, got {came}, for {shown}{more}")
+
+
+def raised(error: BaseException) -> str:
+    """What a plugin raised, and where in its own file: "ZeroDivisionError: division by zero (polite.py, line 12)"."""
+    own = _own_lines(error)
+    place = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def wrongly_called(error: BaseException) -> bool:
+    """Whether it is about the arguments that a method takes: no line of the plugin was reached."""
+    return isinstance(error, TypeError) and "argument" in str(error) and not _own_lines(error)
+
+
+def _own_lines(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of the frames in the file in which the plugin was entered: what it calls of others is not for its
+    author to mend."""
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("rlhf_env.")
+    ]
+    return [(file, line) for file, line in frames if file == frames[0][0]]
 
 
 @contextmanager

@@ -29,6 +29,8 @@ OF_TASKS: Mapping[str, str] = {
     "held_out": "let the prompt itself say which part it is in (a hash of its text), as `rlhf-env new task` shows",
     "score": "give every text a number, the empty one too; None says nothing about a text. No clock, no count of calls "
     "and no random number has a part in it",
+    "reply": "return a string, which the environment writes next, messages, or None where the conversation ends; the "
+    "agent's last words are `episode.turns[-1]`, and may be the empty string",
     "action_mask": "return bool[vocabulary], True for what may come next, the end token where nothing else may",
     "option_names": "one name is written ('level',), with its comma",
 }

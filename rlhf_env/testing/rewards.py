@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.reward_functions import as_reward
-from rlhf_env.errors import ContractError
+from rlhf_env.envs.reward_functions import FunctionReward, as_reward
+from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.tokenizers import ByteTokenizer
+from rlhf_env.errors import ConfigError, ContractError
 from rlhf_env.testing.episodes import episodes_of, in_groups
-from rlhf_env.testing.observing import broken, global_randomness_untouched
+from rlhf_env.testing.observing import broken, global_randomness_untouched, raised
 from rlhf_env.testing.remedies import OF_REWARDS, mended
 from rlhf_env.types import (
     AnyReward,
@@ -60,6 +63,36 @@ def check_reward(
         raise ContractError("raised", f"{name} is a class: check an instance, {name}(...)", "hand over an instance")
     with mended(OF_REWARDS):
         _check(reward, low, high, episodes_of(np.random.default_rng(seed), meta, tokenizer, longest), seed, tolerance)
+
+
+def check_reward_table(name: str, table: JsonView, columns: JsonView | None = None) -> None:
+    """`check_reward` of a part as [rewards] has it, with bytes as tokens.
+
+    `columns` are the task's that it reads, each with the value that every prompt of the check has. Raises ConfigError
+    where a function takes a column that is not among them.
+    """
+    columns, tokenizer = dict(columns or {}), ByteTokenizer()
+    task = load_task("count") if table.get("plugin", name) == "task" else None
+    reward = load_rewards({name: table}, task, {"tokenizer": tokenizer}).parts[name]
+    if isinstance(reward, FunctionReward) and (missing := reward.missing(columns)):
+        raise ConfigError(f"{missing}. Where it is a column of the task, say what stands there: {_COLUMN}")
+    check_reward(reward, meta=columns, tokenizer=tokenizer)
+
+
+_COLUMN = "--column NAME=TEXT (Python: check_reward(..., meta={'NAME': 'TEXT'}))"
+_TOKEN = "response token"
+_METHODS = ("__call__", "token_rewards", "group_rewards")
+
+
+def _remedy_for(error: BaseException, reward: Any, episodes: Sequence[Episode]) -> str:
+    """How to mend a reward that raised, where more is known than that every text is to have a score."""
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if isinstance(key, str) and all(key not in episode.prompt.meta for episode in episodes):
+        return f"if {key!r} is a column of the task, say what stands there: {_COLUMN}"
+    written = reward.function if isinstance(reward, FunctionReward) else reward
+    if not any(callable(getattr(written, method, None)) for method in _METHODS):
+        return "a reward has `__call__(self, episodes)`, or `token_rewards`, or `group_rewards`, or is a function"
+    return ""
 
 
 def _check(
@@ -141,7 +174,7 @@ class _Asked:
             if len(rows) != len(kept):
                 raise ContractError("count", f"expected {len(kept)} arrays, one per episode, got {len(rows)}")
             return [
-                _numbers(row, len(episode.response_ids), "response token", [episode])
+                _numbers(row, len(episode.response_ids), _TOKEN, [episode])
                 for row, episode in zip(rows, kept, strict=True)
             ]
         call = self.reward.group_rewards if isinstance(self.reward, GroupReward) else self.reward
@@ -157,8 +190,10 @@ class _Asked:
         try:
             return call()
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the report names the text that made it
-            came = f"{type(error).__name__}: {error}"
-            raise broken("raised", "a score for every text", came, *self._to_blame(episodes)) from error
+            blamed = self._to_blame(episodes)
+            made = broken("raised", "a score for every text", raised(error), *blamed)
+            made.add_remedy(_remedy_for(error, self.reward, blamed))
+            raise made from error
 
     def _to_blame(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
         """The first text that cannot be scored alone; all of them, where each can."""
@@ -176,7 +211,13 @@ class _Asked:
 def _numbers(values: Any, count: int, what: str, episodes: Sequence[Episode]) -> Float:
     if values.dtype.kind not in "fiub" or values.shape != (count,):
         came = f"{values.dtype} of shape {values.shape}"
-        raise broken("count", f"one float per {what}, shape ({count},)", came, *episodes)
+        made = broken("count", f"one float per {what}, shape ({count},)", came, *episodes)
+        if what == _TOKEN:
+            made.add_remedy(
+                "return one array for each episode, as long as its `response_ids`: tokens, not characters, and the end "
+                "token counts"
+            )
+        raise made
     floats: Float = values.astype(np.float64)
     return floats
 

@@ -12,7 +12,7 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.tokenizers import ByteTokenizer, prompt_ids
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import ODD_RESPONSES, can_say, make_episode
-from rlhf_env.testing.observing import broken, computing_at_most, global_randomness_untouched
+from rlhf_env.testing.observing import broken, computing_at_most, global_randomness_untouched, raised, wrongly_called
 from rlhf_env.testing.remedies import OF_TASKS, mended
 from rlhf_env.types import Episode, MasksActions, Prompt, ReadsOptions, Replies, ScoresItself, Task, Tokenizer
 
@@ -20,6 +20,11 @@ _LOOKED_AT = 200  # prompts of a task that are compared; unbounded and large tas
 _TALKED_TO = 3  # prompts with which a conversation is played to its end
 _SAYINGS = ("", "a", "Fine, thank you.")  # what is said there, again and again
 _LONGEST_TALK = 100  # turns
+_WRITTEN = {
+    "score": "`score(self, episode)`: the prompt is `episode.prompt`, the text `episode.response`",
+    "reply": "`reply(self, episode)`: what was said is `episode.turns`",
+    "action_mask": "`action_mask(self, prompt, response_ids)`",
+}
 _PATIENCE = 20.0  # seconds of processor time for one answer
 
 
@@ -37,6 +42,9 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
 
 
 def _check(task: Task, tokenizer: Tokenizer) -> None:
+    for name in ("size", "prompt"):
+        if not hasattr(task, name):
+            raise ContractError(name, f"{type(task).__name__} has no `{name}`")
     size = task.size
     if size is not None and (not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1):
         raise ContractError("size", f"expected the number of prompts (at least 1) or None, got {size!r}")
@@ -68,8 +76,8 @@ def _prompts_of(task: Task) -> list[Prompt]:
     """The first prompts of a task, each asked for twice, forwards and backwards."""
     indices = range(_LOOKED_AT if task.size is None else min(int(task.size), _LOOKED_AT))
     options: dict[str, object] = {}
-    forwards = [task.prompt(index, options) for index in indices]
-    backwards = [task.prompt(index, options) for index in reversed(indices)]
+    forwards = [_asked(task, index, options) for index in indices]
+    backwards = [_asked(task, index, options) for index in reversed(indices)]
     if options:
         raise ContractError("pure", f"prompt() changed the options it was handed: {options}")
     for index, first, second in zip(indices, forwards, reversed(backwards), strict=True):
@@ -86,6 +94,14 @@ def _prompts_of(task: Task) -> list[Prompt]:
                 raise ContractError("ids", f"prompts {seen[prompt.id]} and {index} share the id {prompt.id!r}")
             seen[prompt.id] = index
     return forwards
+
+
+def _asked(task: Task, index: int, options: dict[str, object]) -> Prompt:
+    try:
+        return task.prompt(index, options)
+    except (Exception, SystemExit) as error:  # whatever a plugin raises, the report says for which index
+        remedy = "write it as `prompt(self, index, options)`" if wrongly_called(error) else ""
+        raise ContractError("prompt", f"prompt({index}, {{}}) raised {raised(error)}", remedy) from error
 
 
 def _check_ids(prompts: Sequence[Prompt]) -> None:
@@ -109,11 +125,13 @@ def _check_answers(task: Task, prompt: Prompt, response: str, tokenizer: Tokeniz
     if not can_say(tokenizer, response):
         return
     made = make_episode(prompt.text, response, tokenizer)
-    episode = Episode(prompt, made.prompt_ids, made.response, made.response_ids, "stop", made.actions, made.logprobs)
+    # In a conversation `turns` is never empty: the first of them is what has just been said.
+    turns = (made.response,) if isinstance(task, Replies) else ()
+    episode = replace(made, prompt=prompt, finish_reason="stop", turns=turns)
     if isinstance(task, ScoresItself):
         first, second = (_said("score", task.score, episode) for _ in range(2))
-        if not isinstance(first, (int, float, np.number)) or not np.isfinite(first):
-            raise broken("score", "a finite float", repr(first), episode)
+        if first is not None and (not isinstance(first, (int, float, np.number)) or not np.isfinite(first)):
+            raise broken("score", "a finite float, or None", repr(first), episode)
         if first != second:
             raise broken("score", "the same score when asked twice", f"{first} and {second}", episode)
     if isinstance(task, Replies):
@@ -159,4 +177,7 @@ def _said(rule: str, call: Callable[[Episode], object], episode: Episode) -> Any
     except ContractError:
         raise
     except (Exception, SystemExit) as error:
-        raise broken(rule, "an answer to every text", f"{type(error).__name__}: {error}", episode) from error
+        made = broken(rule, "an answer to every text", raised(error), episode)
+        if wrongly_called(error):
+            made.add_remedy(f"write it as {_WRITTEN[rule]}")
+        raise made from error

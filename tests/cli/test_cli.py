@@ -277,6 +277,23 @@ def test_check_a_good_file_and_good_plugins(run: Run, toy: Path) -> None:
     assert not (toy.parent / "runs").exists()
 
 
+def test_check_as_json(run: Run, toy: Path) -> None:
+    """One object for programs, with the status of the plain command; nothing on stderr."""
+    good = {"checked": "reward:length", "ok": True, "problems": [], "notes": []}
+    ran = run("check", "reward:length", "target=20", "--json")
+    assert (ran.status, json.loads(ran.out), ran.err) == (0, good, "")
+    ran = run("check", "agent:grpo", "lr=1e-9", "--json")
+    assert (ran.status, json.loads(ran.out)["ok"], ran.err) == (1, False, "")
+    toy.write_text(EXPERIMENT.replace("num_envs", "num_env").replace("updates = 2", "updates = 0"))
+    ran = run("check", "toy.toml", "--json")
+    told = json.loads(ran.out)
+    assert (ran.status, told["ok"], ran.err) == (2, False, "")
+    assert [problem.split(":")[0] for problem in told["problems"]] == [
+        "toy.toml, line 11, environment",
+        "toy.toml, line 23, budget",
+    ]
+
+
 def test_check_a_model(run: Run) -> None:
     ran = run("check", "model:rlhf-env/chitchat", "--json")
     assert (ran.status, ran.err) == (0, "")
@@ -389,6 +406,7 @@ def test_help_fits_80_columns(words: str, run: Run, monkeypatch: pytest.MonkeyPa
     assert max(map(len, lines)) <= 80
     assert "…" not in shown
     assert "<bool>" not in shown
+    assert " range" not in shown and "<int" not in shown, "a type takes few columns: N>=1, 1..1024"
     prose = [line for line in lines if line[:1] in ("", " ")]
     # A line that is followed by another one of its paragraph has no room for the next word.
     for line, following in itertools.pairwise(prose):

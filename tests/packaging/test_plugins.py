@@ -80,6 +80,12 @@ def test_a_plugin_is_found_with_its_origin_and_loads(distribution: Distribution)
         ),
         ("raise SystemExit(0)", "SystemExit: 0"),
         ("RLHF_ENV_API = 2", "made for version 2 of the plugin hooks, and this is 1"),
+        ("x = 1", "it has no hook, so it offers nothing: put `@hookimpl`"),
+        ("def register_rewards(register): register('x', 'a:B')", "register_rewards is not marked, so nobody calls it"),
+        (
+            "from rlhf_env.plugins import hookimpl\n@hookimpl\ndef register_reward(register): ...",
+            "no hook is called 'register_reward': did you mean 'register_rewards'?",
+        ),
     ],
 )
 def test_a_broken_plugin_is_listed_and_harmless(distribution: Distribution, source: str, says: str) -> None:
@@ -92,6 +98,35 @@ def test_a_broken_plugin_is_listed_and_harmless(distribution: Distribution, sour
     (failure,) = host.failures
     assert failure.origin == "broken-dist" and says in failure.error and "broken_mod" in failure.error
     assert host.load("reward", "good")
+
+
+def test_a_folder_without_init_is_told(distribution: Distribution, tmp_path: Path) -> None:
+    points = distribution("bare-dist", "bare_mod", "")
+    (tmp_path / "bare_mod.py").unlink()
+    (tmp_path / "bare_mod").mkdir()
+    (failure,) = PluginHost(points).failures
+    assert "the folder bare_mod has no __init__.py" in failure.error
+
+
+def test_two_points_of_one_module_are_no_failure(distribution: Distribution) -> None:
+    points = distribution("good-dist", "good_mod", GOOD.format(name="good", module="good_mod"))
+    assert PluginHost([*points, *points]).failures == []
+
+
+@pytest.mark.parametrize(("asks", "says"), [(">=99", "it asks for rlhf-env>=99, and this is "), (">=0.0.1", "")])
+def test_one_that_asks_for_another_version_is_used_and_told(
+    distribution: Distribution, tmp_path: Path, asks: str, says: str
+) -> None:
+    points = distribution("good-dist", "good_mod", GOOD.format(name="good", module="good_mod"))
+    with (tmp_path / "good_dist-1.0.dist-info" / "METADATA").open("a") as metadata:
+        metadata.write(f"Requires-Dist: numpy>=1\nRequires-Dist: RLHF.env{asks}\n")
+    host = PluginHost(points)
+    assert host.failures == [] and host.load("reward", "good")
+    assert [misfit.origin for misfit in host.misfits()] == (["good-dist"] if says else [])
+    assert all(misfit.error.startswith(says) for misfit in host.misfits())
+    if says:
+        with pytest.raises(UnknownName, match="of another version: good-dist"):
+            host.entry("reward", "godo")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_env import plugins
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ContractError, RlhfEnvError
+from rlhf_env.plugins import PluginHost
 from rlhf_env.testing import check_reward, make_episode
-from rlhf_env.types import Episode
+from rlhf_env.testing.rewards import check_reward_table
+from rlhf_env.types import Episode, Tokenizer
 
 
 def lengths(episodes: Sequence[Episode]) -> Any:
@@ -30,6 +33,28 @@ class Sound:
 class SoundPerToken:
     def token_rewards(self, episodes: Sequence[Episode], /) -> Any:
         return [np.cumsum(episode.response_ids) / 7 for episode in episodes]
+
+
+class NoReward:
+    def score(self, episode: Episode) -> float:
+        return 1.0
+
+
+class ReadsAColumn:
+    def __call__(self, episodes: Sequence[Episode], /) -> Any:
+        return [float(episode.response == episode.prompt.meta["answer"]) for episode in episodes]
+
+
+class ReadsTokens:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> Any:
+        return [np.array([len(self.tokenizer.decode([i])) for i in e.response_ids.tolist()], float) for e in episodes]
+
+
+def right(completions: list[str], answer: list[str], **columns: object) -> list[float]:
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
 
 
 class SoundInGroups:
@@ -192,7 +217,11 @@ def test_sound_rewards_pass(reward: Any) -> None:
     [
         (OneTooFew(), "count", r"one float per episode, shape \((\d+),\), got float64 of shape"),
         (Words(), "count", "one float per episode"),
-        (NotOnEmpty(), "raised", "ZeroDivisionError: division by zero, for prompt 'How are you"),
+        (
+            NotOnEmpty(),
+            "raised",
+            r"division by zero \(test_check_reward\.py, line \d+\), for prompt 'How are you",
+        ),
         (NanOnEmpty(), "finite", r"expected finite numbers, got nan, for .* response '' \(0 characters, stop\)"),
         (OffByOne(), "range", r"at most 1\.0, got 1\.\d+, for prompt"),
         (Negative(), "range", r"at least 0\.0, got -\d+"),
@@ -207,7 +236,8 @@ def test_sound_rewards_pass(reward: Any) -> None:
         (Whitens(), "batch mates", "its score in a batch of"),
         (WhitensTokens(), "batch mates", "alone"),
         (FirstWins(), "batch mates", "in another order"),
-        (MissesTheEnd(), "count", "one float per response token"),
+        (MissesTheEnd(), "count", "one float per response token.*To mend it: .*as long as its `response_ids`"),
+        (NoReward(), "raised", "To mend it: a reward has `__call__"),
         (LearnsWhileScoring(), "memory", r"scoring changed the state .* learn in observe\(\) only"),
         (Forgets(), "memory", "loads as"),
         (Sound, "raised", r"Sound is a class: check an instance"),
@@ -221,6 +251,27 @@ def test_a_broken_reward_is_caught_under_the_rule_it_breaks(reward: Any, rule: s
         check_reward(reward)
     assert caught.value.rule == rule
     assert isinstance(caught.value, AssertionError) and isinstance(caught.value, RlhfEnvError)
+
+
+@pytest.fixture
+def host_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = PluginHost([])
+    monkeypatch.setattr(plugins, "host", lambda: made)
+
+
+@pytest.mark.usefixtures("host_of_nobody")
+@pytest.mark.parametrize("reward", [ReadsAColumn, right])
+def test_a_reward_that_reads_a_column_is_checked_with_its_value(reward: Any) -> None:
+    plugins.register_reward("mine", reward)
+    check_reward_table("mine", {}, {"answer": "a"})
+    with pytest.raises(RlhfEnvError, match=r"'answer'.*say what stands there: --column NAME=TEXT"):
+        check_reward_table("mine", {}, {"level": 3})
+
+
+@pytest.mark.usefixtures("host_of_nobody")
+def test_a_reward_that_reads_tokens_is_lent_the_tokenizer() -> None:
+    plugins.register_reward("mine", ReadsTokens)
+    check_reward_table("mine", {})
 
 
 def test_a_range_can_be_stated_from_outside() -> None:

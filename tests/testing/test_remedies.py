@@ -218,6 +218,53 @@ def test_replies_that_never_end_are_a_broken_rule() -> None:
     assert "return None where the conversation ends, whatever the agent says" in told
 
 
+class ReadsItsTurns(Guess):
+    def reply(self, episode: Episode, /) -> Any:
+        return None if episode.turns[-1] == "a" or len(episode.turns) > 1 else "no"
+
+    def score(self, episode: Episode, /) -> Any:
+        return float(episode.turns[0] == "a") if episode.turns[-1] else None  # None: nothing to say about silence
+
+
+class NoOptions(Guess):
+    def prompt(self, index: int) -> Prompt:  # type: ignore[override]
+        return Prompt(id=f"{index}", text="x")
+
+
+class OfTexts(Guess):
+    def score(self, prompt: str, response: str) -> float:  # type: ignore[override]
+        return 1.0
+
+
+class AnswersNumbers(Guess):
+    def reply(self, episode: Episode, /) -> Any:
+        return 5
+
+
+class NoSize:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
+        return Prompt(id=f"{index}", text="x")
+
+
+def test_in_a_conversation_something_has_been_said_and_none_is_a_score() -> None:
+    check_task(ReadsItsTurns())
+
+
+@pytest.mark.parametrize(
+    ("task", "rule", "remedy"),
+    [
+        (NoOptions(), "prompt", "write it as `prompt(self, index, options)`"),
+        (NoSize(), "size", "`size` is how many prompts there are"),
+        (OfTexts(), "score", "write it as `score(self, episode)`"),
+        (AnswersNumbers(), "reply", "return a string, which the environment writes next"),
+    ],
+    ids=["prompt", "size", "score", "reply"],
+)
+def test_a_method_of_another_form_is_told_its_form(task: Any, rule: str, remedy: str) -> None:
+    told = said(check_task, task)
+    assert told.startswith(f"[{rule}]") and f"To mend it: {remedy}" in told
+
+
 @pytest.mark.parametrize(("task", "rule"), [(Loops(), "reply"), (LoopsInItsScore(), "score")])
 def test_an_answer_that_never_comes_is_given_up(task: Any, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_PATIENCE", 0.05)

@@ -7,7 +7,12 @@ from wrong.table import GRID, TOY, command
 command("trian toy.toml", "No such command 'trian'. Did you mean 'train'?")
 command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
 command("plugins x", "unknown plugin 'x'")
-command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'reward:")
+command("plugins reward:lenght", "unknown reward 'lenght': did you mean 'length'?")
+command("check reward:length target=3 --column x", "--column 'x' is not of the form NAME=TEXT or NAME:=JSON")
+command("check reward:length target=3 --column x:=a", "what follows := is JSON, and 'a' is not")
+command("check reward:length target=3 --column x=1 --column x:=2", "'x' is set twice")
+command("check task:count --column answer=5", "--column answer: rewards read columns, and this is the task count")
+command("check toy.toml --column answer=5", "--column answer=5 is for a reward: a file has the columns of its task")
 command("plugins ppo x", "Got unexpected extra argument(s) (x)")
 command("new reward", "Missing argument 'name'.")
 command("new rewrd polite", "Invalid value for 'kind'")
@@ -164,7 +169,6 @@ command("check model:tiny", "model 'tiny' is made when it is trained: name a fol
 command("check model:./no a=1", "a=1: a model has no settings here")
 command("check model:r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
 command("check families lama", "'lama' is no family of causal language models in transformers (near it: ")
-command("check toy.toml --json", "--json is for model:NAME and families")
 SIMULATED = '[gold]\nname = "length"\ntarget = 3\n[annotator]\nname = "simulated"\n'
 for old, new, told in (
     ('"length"', '["length"]', "line 1: expected a table [gold] with a name"),

@@ -75,8 +75,7 @@ def test_the_contract() -> None:
 
 def test_a_conversation_says_what_a_turn_comes_to() -> None:
     def reply(*turns: str) -> str | None:
-        episode = make_episode("3,5,2=13:", "".join(turns), meta=ASKED)
-        object.__setattr__(episode, "turns", turns)
+        episode = make_episode("3,5,2=13:", "".join(turns), meta=ASKED, turns=turns)
         return Countdown(attempts=3).reply(episode)
 
     assert reply("3+5+2") == "10;" and reply("3+") == "?;" and reply("3/5/2") == "3/10;"

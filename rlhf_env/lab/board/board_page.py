@@ -25,7 +25,7 @@ _NOTE = (
     "Spent: geometric mean over seeds until gold is at the level; a seed that does not reach it counts with twice the "
     "limit. An entry has rank 1 + the number of those that are cheaper outside of the interval of the ratio of costs, "
     "seed by seed, at 95 % for all pairs of the track together: of entries that share a rank, none is shown to be "
-    "cheaper."
+    "cheaper. Entries of one name carry the beginning of the sha256 of their file, which rlhf-env submit prints."
 )
 
 

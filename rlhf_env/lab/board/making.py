@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,8 +47,10 @@ def make_board(
     """Check the entries in `folder` and, with `trust`, run their code again; write the page into `out`.
 
     What was run again before, of the same file and with the same versions, is read from `out`. `only`: these files, by
-    name of entry. Each entry has processes of its own, so that none meets what another left, and `minutes` by the
-    clock; then they are killed. (A backend that is given as `jobs` has limits of its own.)
+    name of entry. A name is nobody's: entries that share one carry the beginning of their file's sha256.
+
+    Each entry has processes of its own, so that none meets what another left, and `minutes` by the clock; then they
+    are killed. (A backend that is given as `jobs` has limits of its own.)
 
     Raises ConfigError where there is no entry. An entry that is refused is a verdict, and no error.
     """
@@ -61,11 +62,10 @@ def make_board(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with hold(out):
-        read = [_read(file) for file in files]
-        read = _named_once(read)
-        if strangers := set(only) - {verdict.name for verdict in read}:
+        read = _told_apart([_read(file) for file in files])
+        if strangers := set(only).difference(*(_names(verdict) for verdict in read)):
             raise ConfigError(f"{folder}: no entry {', '.join(sorted(strangers))} in it")
-        read = [verdict for verdict in read if not only or verdict.name in only]
+        read = [verdict for verdict in read if not only or not _names(verdict).isdisjoint(only)]
         sound = [verdict for verdict in read if verdict.entry is not None and not verdict.faults]
         if trust:
             backend = LocalProcesses(max(1, jobs), 60.0 * minutes) if isinstance(jobs, int) else jobs
@@ -94,15 +94,34 @@ def _read(file: Path) -> EntryVerdict:
     return replace(about, standing="refused", faults=few(faults)) if faults else about
 
 
-def _named_once(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
-    """Of entries of one name, all are refused: nobody can tell which one is meant."""
-    times = Counter((it.track, it.name) for it in verdicts)
-    return [
-        EntryVerdict(it.file, it.name, it.track, "refused", ("another entry of the track has this name",))
-        if it.track and times[it.track, it.name] > 1
-        else it
-        for it in verdicts
-    ]
+def _told_apart(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
+    """Entries of a track that share a name are called "NAME (HASH)", by the sha256 of their file.
+
+    So nobody can block a name, or pass for who had it first. A copy of a file is refused: it would be ranked twice.
+    """
+    by_name: dict[tuple[str, str], list[EntryVerdict]] = {}
+    for verdict in verdicts:
+        if verdict.entry is not None:
+            by_name.setdefault((verdict.track, verdict.name), []).append(verdict)
+    shown = {}
+    for (_, name), entries in by_name.items():
+        first = {it.entry.sha256: it.file for it in reversed(entries) if it.entry}
+        digits = next(n for n in (8, 16, 64) if len({sha256[:n] for sha256 in first}) == len(first))
+        for it in entries if len(first) > 1 else []:
+            assert it.entry is not None
+            shown[it.file] = replace(it, name=f"{name} ({it.entry.sha256[:digits]})")
+        for it in entries:
+            if it.entry and (original := first[it.entry.sha256]) != it.file:
+                copy = replace(
+                    shown.get(it.file, it), standing="refused", faults=(f"a copy of {original}",), entry=None
+                )
+                shown[it.file] = copy
+    return [shown.get(it.file, it) for it in verdicts]
+
+
+def _names(verdict: EntryVerdict) -> set[str]:
+    """What `only` may call it."""
+    return {verdict.name, verdict.name.partition(" (")[0]}
 
 
 def _run_again(
@@ -147,7 +166,7 @@ def _place(entry: BoardEntry) -> str:
 def _judged(verdict: EntryVerdict, out: Path) -> EntryVerdict:
     assert verdict.entry is not None
     jobs, track = _seeds(verdict), load_track(verdict.track)
-    return judged(verdict.file, verdict.entry, track, _results(jobs, out))
+    return replace(judged(verdict.file, verdict.entry, track, _results(jobs, out)), name=verdict.name)
 
 
 def _results(jobs: Sequence[SeedAgain], out: Path) -> dict[int, JsonView] | None:

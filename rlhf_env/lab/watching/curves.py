@@ -41,7 +41,10 @@ class _Points:
 
 @dataclass(frozen=True)
 class Line:
-    """One number along a run. `mean`, `low`, `high`: of neighbouring rows, where there are more than can be drawn."""
+    """One number along a run. `mean`, `low`, `high`: of neighbouring rows, where there are more than can be drawn.
+
+    NaN where the log says that there was no number: the line breaks there.
+    """
 
     name: str
     key: str
@@ -54,11 +57,21 @@ class Line:
     """The first of the last updates at which this was not a finite number; None where the last one is."""
 
     def as_json(self) -> JsonObject:
-        several = not np.array_equal(self.low, self.high)
-        ends = {"low": _short(self.low), "high": _short(self.high)} if several else {}
+        ends = {"low": _short(self.low), "high": _short(self.high)} if self.has_band else {}
         last = _short(np.array([self.last]))[0]
         line = {"name": self.name, "key": self.key, "x": _short(self.x), "y": _short(self.mean), "last": last, **ends}
         return line if self.missing_since is None else {**line, "missing_since": self.missing_since}
+
+    @property
+    def has_band(self) -> bool:
+        """Whether points are means of several rows that differ."""
+        return not np.array_equal(self.low, self.high, equal_nan=True)
+
+    def pieces(self) -> Iterator[slice]:
+        """The points between breaks, piece by piece."""
+        known = np.concatenate(([False], np.isfinite(self.mean), [False]))
+        begins, ends = (np.flatnonzero(edge) for edge in (known[1:] & ~known[:-1], known[:-1] & ~known[1:]))
+        return (slice(int(begin), int(end)) for begin, end in zip(begins, ends, strict=True))
 
     @property
     def said(self) -> str:
@@ -105,6 +118,9 @@ class Curves:
         for key, value in row.items():
             if value is None or (type(value) is float and not abs(value) < 1e300):
                 self._missing.setdefault(key, int(row["update"]))
+                if key in known:
+                    known[key].row.append(number)
+                    known[key].value.append(math.nan)
             elif (type(value) is float or type(value) is int) and key != "update" and abs(value) < 1e300:
                 self._missing.pop(key, None)
                 points = known.get(key)
@@ -147,13 +163,18 @@ class Curves:
         if not x.size:
             return None
         name = {"rollout": "training", "eval": "evaluation"}.get(key.partition("/")[0], "training")
-        last, missing = float(y[-1]), self._missing.get(key)
+        if not np.isfinite(y).any():
+            return None
+        last, missing = float(y[np.isfinite(y)][-1]), self._missing.get(key)
         if x.size <= POINTS:
             return Line(name, key, x.copy(), y.copy(), y.copy(), y.copy(), last, missing)
         begins = np.linspace(0, x.size, POINTS, endpoint=False).astype(np.int64)
-        counts = np.diff(np.append(begins, x.size))
-        mean_x, mean_y = (np.add.reduceat(values, begins) / counts for values in (x, y))
-        lowest, highest = np.minimum.reduceat(y, begins), np.maximum.reduceat(y, begins)
+        mean_x = np.add.reduceat(x, begins) / np.diff(np.append(begins, x.size))
+        found = np.isfinite(y)
+        counts = np.add.reduceat(found.astype(np.float64), begins)
+        with np.errstate(invalid="ignore"):  # 0 / 0, NaN, is what a point without any number is
+            mean_y = np.add.reduceat(np.where(found, y, 0.0), begins) / counts
+        lowest, highest = np.fmin.reduceat(y, begins), np.fmax.reduceat(y, begins)
         return Line(name, key, mean_x, mean_y, lowest, highest, last, missing)
 
 
@@ -180,9 +201,9 @@ def _meaning(key: str) -> str:
     return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
-def _short(values: Float) -> list[float]:
-    """Six digits are more than a screen shows."""
-    return [float(f"{value:.6g}") for value in values.tolist()]
+def _short(values: Float) -> list[float | None]:
+    """Six digits are more than a screen shows. None for NaN, which JSON has no word for."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def sections_named(names: object) -> Iterator[SectionName]:

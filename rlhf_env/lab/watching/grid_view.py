@@ -9,6 +9,7 @@ from pathlib import Path
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.lab.benchmark.results import SCORES, agent_order
+from rlhf_env.lab.report.figures import agent_styles
 from rlhf_env.lab.watching.reading import is_number, json_in, object_in, state_of
 from rlhf_env.lab.watching.run_view import RunView, fraction_spent, is_held
 from rlhf_env.runs_on_disk import DESCRIBED
@@ -45,6 +46,13 @@ class GridView:
     def _folder(self, task: str, agent: str, seed: int) -> Path:
         return self.folder / "cells" / task / agent / f"seed-{seed}"
 
+    def _name(self) -> str:
+        """That of the file, as the report's; of a file that cannot be read, the folder's."""
+        try:
+            return str(read_toml(self.folder / DESCRIBED_GRID).get("name") or self.folder.name)
+        except (ConfigError, OSError):
+            return self.folder.name
+
     def _places(self) -> list[tuple[str, str, int]]:
         """What the file says; of a file that cannot be read, what has left a folder."""
         try:
@@ -59,11 +67,13 @@ class GridView:
         about = object_in(self.folder / "about.json")
         done = sum(cell["status"] in ("finished", "failed") for cell in cells)
         report = self.folder / "report.html"
+        agents = sorted({agent for _, agent, _ in places}, key=agent_order)  # as in the report, colours too
         return {
-            "name": for_page(str(about.get("title") or self.folder.name)),
+            "name": for_page(str(about.get("title") or self._name())),
             "folder": for_page(str(self.folder)),
             "tasks": list(dict.fromkeys(task for task, _, _ in places)),
-            "agents": sorted(dict.fromkeys(agent for _, agent, _ in places), key=lambda it: agent_order(it)[0] > 0),
+            "agents": agents,
+            "colours": {agent: style.colour for agent, style in agent_styles(agents).items()},
             "cells": cells,
             "done": done,
             "at_work": is_held(self.folder / "lock"),

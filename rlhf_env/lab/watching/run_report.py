@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from rlhf_env.errors import ConfigError
@@ -24,9 +25,10 @@ from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_whole
 
 REPORT_FILE = "report.html"
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 168, 50, 10, 10, 22
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 182, 50, 10, 10, 36
 _COLOURS = {"training": "var(--accent)", "evaluation": "var(--second)"}
 _SHOWN = 4  # texts of each choice
+_MOST_DOTS = 40  # evaluations of which each has a dot
 
 
 def write_run_report(folder: str | Path) -> Path:
@@ -56,6 +58,8 @@ def write_run_report(folder: str | Path) -> Path:
         page.render(
             style=Markup(html.style()),
             about=about,
+            three_digits=three_digits,
+            has_band=any(line.has_band for panels in drawn.values() for panel, _ in panels for line in panel.lines),
             facts=_facts(about),
             sections={title: panels for title, panels in drawn.items() if panels},
             evaluation=[
@@ -102,7 +106,7 @@ def _texts(view: RunView) -> list[tuple[str, list[JsonObject]]]:
 def panel_as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
     """The panel as inline SVG; a dashed line across where a warning was first seen."""
     xs = [float(x) for line in panel.lines for x in (line.x[0], line.x[-1])]
-    ys = [float(y) for line in panel.lines for y in (line.low.min(), line.high.max())]
+    ys = [float(y) for line in panel.lines for y in (np.nanmin(line.low), np.nanmax(line.high))]
     x0, x1 = min(xs), max(max(xs), min(xs) + 1.0)
     y0, y1 = min(ys), max(ys)
     if y1 - y0 <= 1e-9 * max(abs(y0), abs(y1), 1e-9):
@@ -123,7 +127,8 @@ def panel_as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
         parts.append(f'<path d="M{across} {down}H{_WIDTH - _RIGHT}" stroke="var(--line)"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{float(down) + 3.5:.1f}" text-anchor="end">{three_digits(y)}</text>')
     for x, anchor in ((x0, "start"), (x1, "end")):
-        parts.append(f'<text x="{place(x, y0).split()[0]}" y="{_HEIGHT - 5}" text-anchor="{anchor}">{x:,.0f}</text>')
+        parts.append(f'<text x="{place(x, y0).split()[0]}" y="{_HEIGHT - 20}" text-anchor="{anchor}">{x:,.0f}</text>')
+    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle">update</text>')
     for update in warned:
         if x0 <= update <= x1:
             parts.append(
@@ -135,15 +140,21 @@ def panel_as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
 
 def _drawn(line: Line, path: Callable[[Float, Float], str]) -> list[str]:
     colour = _COLOURS[line.name]
+    style = f'fill="none" stroke="{colour}"'
+    is_evaluation = line.name == "evaluation"
+    dashed = ' stroke-dasharray="5 3"' if is_evaluation else ""
     parts = []
-    if (line.low != line.high).any():
-        around = f"{path(line.x, line.high)}L{path(line.x[::-1], line.low[::-1])[1:]}Z"
-        parts.append(f'<path d="{around}" fill="{colour}" opacity=".2"/>')
-    drawn, style = path(line.x, line.mean), f'fill="none" stroke="{colour}"'
-    if line.x.size == 1:  # a path without length is a dot
-        return [*parts, f'<path d="{drawn}h0" {style} stroke-width="6" stroke-linecap="round"/>']
-    dashed = ' stroke-dasharray="5 3"' if line.name == "evaluation" else ""
-    return [*parts, f'<path d="{drawn}" {style} stroke-width="1.8"{dashed}/>']
+    for piece in line.pieces():
+        x, mean = line.x[piece], line.mean[piece]
+        if line.has_band:
+            around = f"{path(x, line.high[piece])}L{path(x[::-1], line.low[piece][::-1])[1:]}Z"
+            parts.append(f'<path d="{around}" fill="{colour}" opacity=".2"/>')
+        if x.size > 1:
+            parts.append(f'<path d="{path(x, mean)}" {style} stroke-width="1.8"{dashed}/>')
+        if x.size == 1 or (is_evaluation and line.x.size <= _MOST_DOTS):  # paths without length are dots
+            dots = "".join(f"{path(x[i : i + 1], mean[i : i + 1])}h0" for i in range(x.size))
+            parts.append(f'<path d="{dots}" {style} stroke-width="6" stroke-linecap="round"/>')
+    return parts
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -172,6 +173,27 @@ class TestFiveEntries:
         assert board.refused[0].faults == ("rewards.x.function is 'mine.py:x', and in the track it is not set",)
         assert not mark.exists()
         assert not (tmp_path / "out" / "again").exists()
+
+    def test_nobody_can_block_a_name(self, honest: BoardEntry, boarded: Callable[..., Board], tmp_path: Path) -> None:
+        folder = tmp_path / "entries"
+        with_source(honest, "honest", HONEST + "# another's\n").save(folder / "first.entry.json")
+        board = boarded(honest, trust=False)
+        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:8] for file in folder.iterdir()}
+        expected = {file: f"honest ({digest})" for file, digest in digests.items()}
+        assert {it.file: it.name for it in board.verdicts} == expected
+        assert {it.standing for it in board.verdicts} == {"not run again"}
+        only = expected["first.entry.json"]
+        one = make_board(folder, tmp_path / "out", only=[only], jobs=InThisProcess())
+        assert [it.file for it in one.verdicts] == ["first.entry.json"]
+        assert len(make_board(folder, tmp_path / "out", only=["honest"], jobs=InThisProcess()).verdicts) == 2
+
+    def test_a_copy_is_ranked_once(self, honest: BoardEntry, boarded: Callable[..., Board], tmp_path: Path) -> None:
+        honest.save(tmp_path / "entries" / "a.entry.json")
+        said = {it.file: (it.name, it.standing, it.faults) for it in boarded(honest, trust=False).verdicts}
+        assert said == {
+            "a.entry.json": ("honest", "not run again", ()),
+            "honest.entry.json": ("honest", "refused", ("a copy of a.entry.json",)),
+        }
 
     def test_weights_from_elsewhere(self, honest: BoardEntry, track: Track, boarded: Callable[..., Board]) -> None:
         (verdict,) = boarded(with_source(honest, "warm", BEGINS_ELSEWHERE), trust=True).verdicts

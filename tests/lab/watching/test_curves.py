@@ -60,7 +60,20 @@ def test_numbers_that_are_none_leave_a_gap() -> None:
     for update, value in enumerate([1.0, None, float("nan"), 1e999, True, "x", 2]):
         curves.add({"update": update, "train/loss": value})
     found = line(curves, "train/loss")
-    assert found.x.tolist() == [0, 6] and found.mean.tolist() == [1, 2]
+    assert found.x.tolist() == [0, 1, 2, 3, 6]
+    assert found.as_json()["y"] == [1, None, None, None, 2] and found.last == 2
+    assert list(found.pieces()) == [slice(0, 1), slice(4, 5)] and not found.has_band
+
+
+def test_a_long_log_breaks_where_it_has_no_number() -> None:
+    curves = Curves()
+    values = np.arange(10.0 * POINTS)
+    values[500:600], values[1000] = np.nan, np.nan
+    for update, value in enumerate(values.tolist()):
+        curves.add({"update": update, "train/loss": value, "train/kl": None})
+    found = line(curves, "train/loss")
+    assert list(found.pieces()) == [slice(0, 50), slice(60, POINTS)], "a point has its mean of the numbers there are"
+    assert (found.low[100], found.high[100]) == (1001, 1009) and found.mean[100] == np.mean(values[1001:1010])
 
 
 def test_a_number_that_is_none_any_more_says_since_when() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.benchmark.grid import Grid
+from rlhf_env.lab.report.figures import agent_styles
 from rlhf_env.lab.watching.grid_view import GridView
 from rlhf_env.learning.folder_lock import hold
 
@@ -69,6 +70,8 @@ def test_each_cell_with_what_it_has_come_to(grid: Path) -> None:
     assert (running["update"], running["fraction"], running["warnings"]) == (6, 0.5, 1)
     about = view.about()
     assert (about["name"], about["tasks"], about["agents"]) == ("<b>two</b>", ["echo", "other"], ["ppo", "reference"])
+    styles = agent_styles(["ppo", "reference"])
+    assert about["colours"] == {agent: style.colour for agent, style in styles.items()}, "those of the report"
     assert (about["done"], about["at_work"], about["report"]) == (2, False, None)
 
 

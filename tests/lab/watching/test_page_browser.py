@@ -89,7 +89,9 @@ def hostile(folder: Path) -> None:
     row |= {"parts": {HOSTILE: 1.5}, "numbers": {"log_ratio": [2.0, -1.0], "part/<i>": [1.0, 0.0]}}
     file.write_text("\n".join([head, *lines, json.dumps(row)]) + "\n")
     with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write(json.dumps({"update": 13, f"rollout/part/{HOSTILE}": 1.0, "rollout/kl": None}) + "\n")
+        row = {f"rollout/part/{HOSTILE}": 1.0, "rollout/kl": None, "rollout/length": None}
+        stream.write(json.dumps({"update": 13, **row}) + "\n")
+        stream.write(json.dumps({"update": 14, "rollout/length": 3.0}) + "\n")
     alert = {"name": HOSTILE, "update": 3, "message": HOSTILE, "remedy": HOSTILE}
     (folder / "warnings.json").write_text(json.dumps([alert]))
     toml = folder / "experiment.toml"
@@ -106,6 +108,10 @@ def test_a_run_by_keyboard_with_hostile_texts(tab: Tab, seen: Path, watching: Ca
     tab.until(f"{FIRST_TEXT} === {json.dumps(SHOWN + '<b>x</b>')}")
     assert tab.value("document.querySelectorAll('.warning p')[0].innerText") == SHOWN
     tab.sees("training no number since update 13")
+    kinds = "[...plot.querySelectorAll('.of-training')].map((it) => it.tagName).join(' ')"
+    length = "[...document.querySelectorAll('.plot')].find((it) => it.innerText.startsWith('Length'))"
+    drawn = f"(() => {{ const plot = {length}; return {kinds}; }})()"
+    assert tab.value(drawn) == "SPAN path path circle", "the line breaks at update 13, and 14 is a dot"
     tab.value("document.querySelector('.texts .tokens').focus()")
     tab.call("Input.dispatchKeyEvent", type="rawKeyDown", key="ArrowRight", windowsVirtualKeyCode=39)
     tab.sees("log-ratio to the reference 2, part <i> 1")

@@ -11,7 +11,8 @@ import pytest
 
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError
-from rlhf_env.lab.watching.run_report import three_digits, write_run_report
+from rlhf_env.lab.watching.curves import Curves
+from rlhf_env.lab.watching.run_report import panel_as_svg, three_digits, write_run_report
 
 
 class Tags(HTMLParser):
@@ -75,7 +76,7 @@ def test_a_loss_that_is_no_number_any_more_is_said(seen: Path) -> None:
     with (seen / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps({"update": 13, "rollout/reward": None}) + "\n")
     page = write_run_report(seen).read_text(encoding="utf-8")
-    assert "training: <strong>no number since update 13</strong>" in page
+    assert "training <strong>no number since update 13</strong>" in page
     assert 'aria-label="Reward, all parts: training no number since update 13, evaluation' in page
 
 
@@ -96,3 +97,14 @@ def test_the_command_makes_it_again(
 def test_numbers_on_axes() -> None:
     shown = [three_digits(value) for value in (0.0, 1.0, -0.1234, 1234.5, 2e-4, -3.14159e8)]
     assert shown == ["0", "1", "−0.123", "1,234", "2e−4", "−3.1e8"]
+
+
+def test_a_line_breaks_where_there_is_no_number() -> None:
+    curves = Curves()
+    for update, value in enumerate([1.0, 2.0, None, 3.0, 4.0, None, 5.0]):
+        curves.add({"update": update, "train/loss": value})
+    (panel,) = curves.panels(("agent",))
+    drawing = panel_as_svg(panel)
+    assert drawing.count('stroke-width="1.8"') == 2, "two pieces of two numbers each"
+    assert drawing.count('stroke-linecap="round"') == 1, "and one number alone, a dot"
+    assert "nan" not in drawing and ">update</text>" in drawing

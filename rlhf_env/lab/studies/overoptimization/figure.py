@@ -12,6 +12,7 @@ from rlhf_env.lab.drawing import INK, LINE, MUTED, PALETTE, Axes, Figure, Pictur
 from rlhf_env.lab.studies.overoptimization.findings import BEST_OF_N, Findings, ProxyLine
 from rlhf_env.whole_files import write_whole
 
+_KEY = "A point is a checkpoint of a seed; a line is the fitted law, a diamond its peak; dotted: means of the proxy."
 _LOWEST = -1.5  # a policy gone to pieces would flatten everything else
 
 
@@ -71,6 +72,7 @@ def _paint(
 ) -> None:
     # A proxy has one colour in all panels; so has an agent, in the one where they are compared.
     colours = {name: PALETTE[i % len(PALETTE)] for names in _names(findings) for i, name in enumerate(names)}
+    figure.text(0.055, 0.982, _KEY, color=MUTED, fontsize=10, va="center")
     for place, (title, subtitle, wanted, with_proxy) in enumerate(panels):
         row, column = divmod(place, 2)
         axes = figure.add_axes((0.055 + 0.5 * column, 0.575 - 0.5 * row, 0.425, 0.325))

@@ -38,6 +38,7 @@ function extent(values) {
   let low = Infinity;
   let high = -Infinity;
   for (const value of values) {
+    if (value === null) continue; // where the log has no number
     if (value < low) low = value;
     if (value > high) high = value;
   }
@@ -45,6 +46,17 @@ function extent(values) {
   if (high - low <= 1e-9 * Math.max(1e-9, Math.abs(low), Math.abs(high))) return [low - Math.max(0.5, Math.abs(low) / 2), high + Math.max(0.5, Math.abs(low) / 2)];
   const room = (high - low) * 0.06;
   return [low - room, high + room];
+}
+
+// The places of the numbers, in pieces: null is where there is none.
+function pieces(ys) {
+  const found = [];
+  ys.forEach((y, i) => {
+    if (y === null) return;
+    if (i && ys[i - 1] !== null && found.length) found.at(-1).push(i);
+    else found.push([i]);
+  });
+  return found;
 }
 
 const short = (x) => (x >= 1e6 ? `${+(x / 1e6).toPrecision(3)}M` : x >= 1e4 ? `${+(x / 1e3).toPrecision(3)}k` : String(+x.toPrecision(4)));
@@ -56,7 +68,8 @@ export class Chart {
     this.drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: "0", class: "chart" });
     this.readout = el("p", { class: "readout", "aria-live": "polite" });
     const meaning = panel.meaning ? el("p", { class: "meaning" }, panel.meaning) : "";
-    this.node = el("section", { class: "panel plot" }, el("h3", {}, panel.title), this.values, this.drawing, this.readout, meaning);
+    this.band = el("p", { class: "meaning" });
+    this.node = el("section", { class: "panel plot" }, el("h3", {}, panel.title), this.values, this.drawing, this.readout, meaning, this.band);
     this.at = null;
     this.drawing.addEventListener("pointermove", (event) => this.point(event));
     this.drawing.addEventListener("pointerleave", () => this.read(null));
@@ -71,6 +84,7 @@ export class Chart {
     const now = (line) => (line.missing_since === undefined ? written(line.last) : `no number since update ${line.missing_since.toLocaleString("en")}`);
     const said = lines.map((line) => `${line.name} ${now(line)}`).join(" · ");
     this.values.replaceChildren(...lines.map((line) => el("span", { class: `of-${line.name}` }, el("span", { class: "swatch", "aria-hidden": "true" }), `${line.name} `, el("b", line.missing_since === undefined ? {} : { class: "lost" }, now(line)))));
+    this.band.textContent = lines.some((line) => line.low) ? "Each point is the mean of neighbouring updates; the band goes from their lowest to their highest." : "";
     const xs = lines.flatMap((line) => line.x);
     this.x = [Math.min(...xs), Math.max(...xs)];
     if (this.x[0] === this.x[1]) this.x[1] += 1;
@@ -89,7 +103,7 @@ export class Chart {
     for (const line of lines) parts.push(...this.drawn(line));
     this.cursor = svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
     this.drawing.replaceChildren(...parts, this.cursor);
-    if (this.at !== null) this.read(this.at);
+    this.read(this.at);
   }
 
   toX(x) {
@@ -100,15 +114,16 @@ export class Chart {
     return +(HEIGHT - BOTTOM - ((y - this.y[0]) / (this.y[1] - this.y[0])) * (HEIGHT - TOP - BOTTOM)).toFixed(2);
   }
 
+  // A line breaks where the log has no number; a piece of one point is a dot, as evaluations are.
   drawn(line) {
-    const path = (xs, ys) => xs.map((x, i) => `${i ? "L" : "M"}${this.toX(x)} ${this.toY(ys[i])}`).join("");
+    const along = (places, ys) => places.map((i) => `${this.toX(line.x[i])} ${this.toY(ys[i])}`).join("L");
     const parts = [];
-    if (line.low) {
-      const back = [...line.x.keys()].reverse();
-      parts.push(svg("path", { class: `range of-${line.name}`, d: `${path(line.x, line.high)}${back.map((i) => `L${this.toX(line.x[i])} ${this.toY(line.low[i])}`).join("")}Z` }));
+    const dots = line.name === "evaluation" && line.x.length <= 40;
+    for (const piece of pieces(line.y)) {
+      if (line.low) parts.push(svg("path", { class: `range of-${line.name}`, d: `M${along(piece, line.high)}L${along([...piece].reverse(), line.low)}Z` }));
+      parts.push(svg("path", { class: `line of-${line.name}`, d: `M${along(piece, line.y)}` }));
+      if (dots || piece.length === 1) parts.push(...piece.map((i) => svg("circle", { class: `dot of-${line.name}`, cx: this.toX(line.x[i]), cy: this.toY(line.y[i]), r: 3 })));
     }
-    parts.push(svg("path", { class: `line of-${line.name}`, d: path(line.x, line.y) }));
-    if (line.x.length <= 40 && (line.name === "evaluation" || line.x.length === 1)) parts.push(...line.x.map((x, i) => svg("circle", { class: `dot of-${line.name}`, cx: this.toX(x), cy: this.toY(line.y[i]), r: 3 })));
     return parts;
   }
 
@@ -131,7 +146,7 @@ export class Chart {
     this.at = at;
     if (at === null) {
       this.cursor?.setAttribute("visibility", "hidden");
-      this.readout.textContent = "";
+      this.readout.replaceChildren(el("span", { class: "along" }, this.axis ?? ""));
       return;
     }
     const near = this.panel.lines.map((line) => [line, line.x.reduce((best, x, i) => (Math.abs(x - at) < Math.abs(line.x[best] - at) ? i : best), 0)]);
@@ -140,6 +155,6 @@ export class Chart {
     this.cursor.setAttribute("x1", this.toX(x));
     this.cursor.setAttribute("x2", this.toX(x));
     this.cursor.setAttribute("visibility", "visible");
-    this.readout.textContent = `${this.axis} ${short(x)}: ${near.map(([line, j]) => `${line.name} ${written(line.y[j])}`).join(", ")}`;
+    this.readout.textContent = `${this.axis} ${short(x)}: ${near.map(([line, j]) => `${line.name} ${line.y[j] === null ? "no number" : written(line.y[j])}`).join(", ")}`;
   }
 }

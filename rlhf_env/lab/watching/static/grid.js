@@ -5,16 +5,29 @@ import { el, shown } from "./elements.js";
 import { head, post } from "./watch.js";
 
 const WORDS = { waiting: "waiting", running: "running", stopped: "stopped", finished: "done", failed: "failed" };
+
+// As in the report: two decimals, and no minus sign before zero.
+function score(number) {
+  if (number === null || number === undefined || Math.abs(number) >= 1000) return written(number);
+  return number.toFixed(2).replace(/^-(0\.00)$/, "$1").replace("-", "−");
+}
+
 const mean = (numbers) => numbers.reduce((sum, it) => sum + it, 0) / numbers.length;
 
 function seed(it) {
   const share = it.fraction === null || it.fraction === undefined ? "" : ` ${Math.round(100 * it.fraction)} %`;
-  const number = it.status === "finished" ? written(it.score) : it.status === "running" || it.status === "stopped" ? `${WORDS[it.status]}${share}` : WORDS[it.status];
+  const number = it.status === "finished" ? score(it.score) : it.status === "running" || it.status === "stopped" ? `${WORDS[it.status]}${share}` : WORDS[it.status];
   const warned = it.warnings ? el("span", { class: "warned", title: `${it.warnings} warnings` }, ` ⚠ ${it.warnings}`) : "";
   const inside = [el("span", { class: "seed" }, `seed ${it.seed}`), " ", el("b", {}, number), warned];
   const name = `${it.task}/${it.agent}/${it.seed}`;
   const said = `${it.agent} on ${it.task}, seed ${it.seed}: ${number}${it.why ? `, ${it.why}` : ""}`;
   return el("li", { class: it.status, title: it.why || false }, it.begun ? el("a", { href: `#run=${encodeURIComponent(name)}`, "aria-label": said }, ...inside) : el("span", {}, ...inside));
+}
+
+function swatch(colour) {
+  const made = el("span", { class: "agent", "aria-hidden": "true" });
+  made.style.backgroundColor = colour;
+  return made;
 }
 
 export class Grid {
@@ -37,18 +50,18 @@ export class Grid {
     return 0;
   }
 
-  draw({ tasks, agents, cells, report }) {
+  draw({ tasks, agents, colours, cells, report }) {
     const focused = document.activeElement?.getAttribute?.("href");
     const measures = [...new Set(cells.map((it) => it.measure).filter(Boolean))];
     const row = (agent) =>
       el(
         "tr",
         {},
-        el("th", { scope: "row" }, ...shown(agent)),
+        el("th", { scope: "row" }, swatch(colours[agent]), ...shown(agent)),
         ...tasks.map((task) => {
           const own = cells.filter((it) => it.agent === agent && it.task === task);
           const scores = own.map((it) => it.score).filter((it) => it !== null && it !== undefined);
-          return el("td", {}, scores.length > 1 ? el("p", { class: "mean" }, "mean ", el("b", {}, written(mean(scores)))) : "", el("ul", { class: "seeds" }, ...own.map(seed)));
+          return el("td", {}, scores.length > 1 ? el("p", { class: "mean" }, "mean ", el("b", {}, score(mean(scores)))) : "", el("ul", { class: "seeds" }, ...own.map(seed)));
         }),
       );
     this.table.replaceChildren(
