@@ -77,8 +77,8 @@ def require_whole_memory(reward: object, where: str) -> None:
         return
     if missing := [name for name in methods if name not in has]:
         raise ConfigError(
-            f"{where}: {type(reward).__name__} has {' and '.join(has)} and no {' and no '.join(missing)}: a reward that "
-            "remembers has observe(episodes), state_dict() and load_state_dict(state), one that does not has none of them"
+            f"{where}: {type(reward).__name__} has {' and '.join(has)} and no {' and no '.join(missing)}: a reward "
+            "that remembers has observe(episodes), state_dict() and load_state_dict(state), another none of them"
         )
 
 
