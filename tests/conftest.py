@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -34,6 +35,21 @@ settings.load_profile("same-every-time")
 
 # Putting the commands together takes longer than most of them do: the tests of a process share them.
 typer.main.get_command = functools.cache(typer.main.get_command)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _equal_models_are_asked_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """See `asked_once`. Nothing is imported for it: a test of what loads no torch has none to load."""
+    module = sys.modules.get("rlhf_env.policies.language_model")
+    if module is None or {"policies", "testing", "engines"} & {*request.path.parts}:
+        yield
+        return
+    sys.path.insert(0, str(Path(__file__).parent))
+    from asked_once import remembered_path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "trusted_path", remembered_path)
+        yield
 
 
 # What others make once in a temporary folder, for as long as a process lives or for the next one too.

@@ -72,7 +72,7 @@ def our_values(agent: SB3, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor
 def test_they_are_handed_our_numbers(make_world, view: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
     """Each token of the agent is a step of theirs, and their GAE of these steps is ours of the texts."""
     world = make_world(rows=24, kl=0.3, dtype=dtype, **view)
-    agent = with_a_value(sb3(world.setup, gamma=0.9, gae_lambda=0.7, batch_size=5))
+    agent = with_a_value(sb3(world.setup, gamma=0.9, gae_lambda=0.7, batch_size=5, n_epochs=1))
     world.learn(agent, 1)  # off the reference, so that KL is paid on every token
     rollout = world.rollout(agent)
     assert len(set(rollout.lengths.tolist())) > 1

@@ -103,7 +103,7 @@ def check_everything() -> str:
 
 def test_the_checkers_have_nothing_to_say_under_any_hash_seed() -> None:
     digests = set()
-    for hash_seed in "012":
+    for hash_seed in "01":
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
         ran = subprocess.run(
             [sys.executable, __file__], check=False, capture_output=True, text=True, env=environment, timeout=300
