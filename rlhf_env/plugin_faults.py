@@ -1,13 +1,9 @@
-"""What keeps an installed distribution from being a plugin, in words: no hook that is called, another version, or an
-import that takes too long."""
+"""What keeps an installed distribution from being a plugin, in words: no hook that is called, or another version."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
-import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import Distribution
 from types import ModuleType
 
@@ -50,26 +46,3 @@ def fault_of_version(wanted_by: Distribution | None, distribution: str, version:
         if ours and not requirement.specifier.contains(version, prereleases=True):
             return f"it asks for {distribution}{requirement.specifier}, and this is {version}: pip install another one"
     return ""
-
-
-class TooSlow(BaseException):
-    """Not an Exception: a plugin that catches those while it is imported must not catch this."""
-
-
-@contextlib.contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raise TooSlow in the block after so many seconds. Without effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def give_up(*_: object) -> None:
-        raise TooSlow
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)

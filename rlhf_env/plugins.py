@@ -40,7 +40,8 @@ import pluggy
 from rlhf_env import own_code
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, did_you_mean, under
 from rlhf_env.own_code import OwnCode
-from rlhf_env.plugin_faults import TooSlow, at_most, fault_of_hooks, fault_of_version
+from rlhf_env.plugin_faults import fault_of_hooks, fault_of_version
+from rlhf_env.time_limit import TimeIsOver, at_most
 from rlhf_env.types import JsonObject
 from rlhf_env.working_folder import same_folder
 
@@ -252,7 +253,7 @@ class PluginHost:
                         raise PluginError(fault)
             except (Exception, SystemExit) as error:
                 self.failures.append(Failure(origin, f"{point.value}: {type(error).__name__}: {error}"))
-            except TooSlow:
+            except TimeIsOver:
                 slow = f"not imported within {PATIENCE:g} s: it should import what is heavy when a plugin is built"
                 self.failures.append(Failure(origin, f"{point.value}: {slow}"))
 

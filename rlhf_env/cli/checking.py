@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -158,11 +159,12 @@ def _lines(settings: Sequence[Setting]) -> Iterator[str]:
     from rlhf_env.declared import plain
     from rlhf_env.settings import limits, spoken
 
+    width = min(100, get_terminal_size(fallback=(100, 24)).columns)
     for setting in settings:
         what = ", ".join(word for word in (spoken(setting.hint), limits(setting.hint)) if word)
         default = "required" if setting.required else f"default {_as_toml(plain(setting.default))}"
         yield f"  {setting.name}: {what}; {default}"
-        yield from textwrap.wrap(setting.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+        yield from textwrap.wrap(setting.meaning, width, initial_indent="      ", subsequent_indent="      ")
 
 
 def _as_toml(value: object) -> str:

@@ -22,7 +22,7 @@ from rlhf_env.envs.reward_functions import (
     is_function,
     name_of,
 )
-from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.rewards import RewardMix, require_whole_memory
 from rlhf_env.envs.shaping import Shaped
 from rlhf_env.envs.task_labels import mixture_of, require_tasks
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
@@ -279,6 +279,7 @@ def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, whe
             raise ConfigError(*(Problem(text, (key,)) for text, key in zip(said, settings, strict=True)))
     if isinstance(entry.target, OwnCode) and not _is_reward(made):
         raise plugins.wrong_kind("reward", entry.target, made)
+    require_whole_memory(made, where)  # here, too: the mix sees no more than a proxy of one that has its own process
     return made
 
 

@@ -65,6 +65,23 @@ class NoReward:
         return np.zeros(len(episodes))
 
 
+def require_whole_memory(reward: object, where: str) -> None:
+    """Raise ConfigError where a reward has some of the methods of a memory (`Remembers`) and lacks others: it would be
+    taken for one without, that is shown nothing, or that a checkpoint does not hold.
+
+    A torch module has a state of its own, which it does not learn while it scores.
+    """
+    methods = ("observe", "state_dict", "load_state_dict")
+    has = [name for name in methods if callable(getattr(reward, name, None))]
+    if "observe" not in has and (len(has) < 2 or hasattr(reward, "named_parameters")):
+        return
+    if missing := [name for name in methods if name not in has]:
+        raise ConfigError(
+            f"{where}: {type(reward).__name__} has {' and '.join(has)} and no {' and no '.join(missing)}: a reward "
+            "that remembers has observe(episodes), state_dict() and load_state_dict(state), another none of them"
+        )
+
+
 class RewardMix:
     """`RewardMix({"bradley_terry": (1.0, model), "kl": (0.05, KL(reference))})`.
 
@@ -114,6 +131,7 @@ class RewardMix:
                     f"reward {name!r} is no reward: {reward!r} has none of __call__(episodes), "
                     "token_rewards(episodes), group_rewards(group)"
                 )
+            require_whole_memory(reward, f"reward {name!r}")
         nameless = [name for name in pairs if not isinstance(name, str) or not name or not name.isprintable()]
         if nameless:
             raise ConfigError(*(f"a reward part has a name of printable characters, got {name!r}" for name in nameless))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from rlhf_env.errors import ConfigError
 
@@ -42,28 +39,3 @@ def without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-class _Late(BaseException):
-    """The time is over."""
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError when the time is over (in the main thread: elsewhere nothing can)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(_number: int, _frame: FrameType | None) -> None:
-        raise _Late  # no Exception: Ray catches those, and tries again, twenty times
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except _Late:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

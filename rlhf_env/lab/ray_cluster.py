@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError, RunFailed
-from rlhf_env.lab.cluster_address import at_most, require_address, without_stderr
+from rlhf_env.lab.cluster_address import require_address, without_stderr
 from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
 from rlhf_env.lab.moved_files import (
     contents_of,
@@ -47,6 +47,7 @@ from rlhf_env.learning.devices import set_threads
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.run_record import versions
 from rlhf_env.learning.signals import Interrupted
+from rlhf_env.time_limit import TimeIsOver, at_most
 
 _GIB = 2**30
 _TO_CONNECT = 30.0  # seconds; ray.init itself tries a dead address for two minutes
@@ -112,9 +113,10 @@ def _connect(address: str) -> None:
     try:
         with at_most(_TO_CONNECT), without_stderr():
             ray.init(address=address, **quiet)
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+    except (TimeIsOver, ConnectionError, ValueError, RuntimeError) as error:
         ray.shutdown()
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = f"no answer within {_TO_CONNECT:g} s" if isinstance(error, TimeIsOver) else why
         start = "`ray start --head` starts one, and prints its address"
         raise ConfigError(f"no Ray cluster answers at {address!r}: {why.rstrip('.')}; {start}") from error
     finally:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import numpy as np
 
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.remedies import own_generator
+from rlhf_env.time_limit import TimeIsOver, at_most
 from rlhf_env.types import Episode
 
 
@@ -78,34 +77,16 @@ def global_randomness_untouched(who: str) -> Iterator[None]:
         raise ContractError("global random state", used, own_generator(who, drew))
 
 
-class _Endless(BaseException):
-    """Not an Exception: a plugin that catches those must not catch this."""
-
-
 @contextmanager
 def computing_at_most(seconds: float, rule: str, who: str) -> Iterator[None]:
-    """Raise ContractError where the block takes more processor time, as a loop without an end does.
-
-    Waiting costs none. Without effect outside the main thread.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_PROF)[0]:
-        yield
-        return
-
-    def give_up(*_: object) -> None:
-        raise _Endless
-
-    before = signal.signal(signal.SIGPROF, give_up)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    """Raise ContractError where the block takes more processor time, as a loop without an end does."""
     try:
-        yield
-    except _Endless:
+        with at_most(seconds, of_processor=True):
+            yield
+    except TimeIsOver:
         raise ContractError(
             rule, f"{who} still computes after {seconds:g} s", "a loop without an end? Every text is to have an answer"
         ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def difference(one: Any, other: Any, place: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -285,3 +286,25 @@ def test_parts_that_remember_are_shown_episodes_and_keep_state() -> None:
     assert mix.state_dict() == {"counts": {"seen": 3}}
     mix.load_state_dict({"counts": {"seen": 9}})
     assert [score.total for score in mix.score(BATCH)] == [9.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("has", "lacks"),
+    [
+        (["observe"], "has observe and no state_dict and no load_state_dict"),
+        (["observe", "state_dict"], "has observe and state_dict and no load_state_dict"),
+        (["state_dict", "load_state_dict"], "has state_dict and load_state_dict and no observe"),
+    ],
+)
+def test_half_a_memory_is_refused_and_not_taken_for_none(has: list[str], lacks: str) -> None:
+    half = type("Half", (Answers,), {name: lambda self, *_: {} for name in has})
+    with pytest.raises(ConfigError, match=f"reward 'half': Half {lacks}: a reward that remembers has"):
+        RewardMix({"half": half([0.0])})
+
+
+def test_a_torch_module_has_a_state_and_no_memory() -> None:
+    class Scores(torch.nn.Module):
+        def forward(self, episodes: Sequence[Episode]) -> Any:
+            return [1.0] * len(episodes)
+
+    assert [score.total for score in RewardMix({"module": Scores()}).score(BATCH)] == [1.0] * 3

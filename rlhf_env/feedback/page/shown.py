@@ -94,7 +94,7 @@ def shown_own(vote: OwnVote) -> Shown:
     return {
         "number": vote.number,
         "item": vote.assignment.id,
-        "prompt": for_page(" ".join(_as_asked(vote.assignment.item.prompt).split())[:200]),
+        "prompt": for_page(" ".join(_asked_last(vote.assignment.item.prompt).split())[:200]),
         "said": for_page(verdict_in_words(judgement)),
         "note": for_page(getattr(judgement, "note", "")),
         "flag": bool(getattr(judgement, "flag", False)),
@@ -279,6 +279,12 @@ def _as_asked(prompt: Prompt) -> str:
     if _TURN.search(prompt.text):
         return "\n".join(f"{who}: {words}" if who else words for who, words in _turns(prompt))
     return without_markers(prompt.text)
+
+
+def _asked_last(prompt: Prompt) -> str:
+    """What a list calls it by: the last words of a conversation, for many begin alike; else its text."""
+    said = [words for _, words in _turns(prompt) if words.strip()]
+    return said[-1] if said else _as_asked(prompt)
 
 
 def without_markers(text: str) -> str:

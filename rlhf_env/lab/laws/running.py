@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_env.lab.laws.form import Analysis, Claim, analyse, conclude_claim, run_law
 from rlhf_env.lab.laws.records import as_record, write_record
@@ -50,25 +51,23 @@ def decide(
 
 
 def law_table(records: Sequence[JsonView]) -> Table:
-    """A row a law: its verdict, effect, seeds, and where the sign turns."""
+    """A row a law: its verdict, effect, seeds, claim, and where the sign turns. It fits 80 columns."""
     table = Table(
         title=counted(records),
         caption="Effect: signed so that the claim predicts it above 0, with its 95 % interval over seeds; in brackets "
         "the smallest that matters. `rlhf-env lab laws NAME` says what is measured, and measures it again.",
         title_justify="left",
         caption_justify="left",
+        show_lines=True,
     )
-    for heading in ("Law", "Claim", "Verdict", "Effect", "Seeds", "Along its axis"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("Law", "Verdict"))
+    table.add_column("Law", no_wrap=True)
+    table.add_column("Effect", justify="right", no_wrap=True)
+    table.add_column("Claim", overflow="fold")
     for one in records:
-        table.add_row(
-            one["name"],
-            one["claim"],
-            one["verdict"],
-            shown_effect(one),
-            str(len(one["effects"])) if "effects" in one else "",
-            one.get("turns", ""),
-        )
+        effect = [shown_effect(one).replace(" (", "\n("), f"{len(one['effects'])} seeds"] if "effects" in one else []
+        turns = f"\nAlong its axis: {one['turns']}" if one.get("turns") else ""
+        law = Text.assemble((one["name"], "bold"), f"\n{one['verdict']}")
+        table.add_row(law, Text("\n".join(effect)), Text(one["claim"] + turns))
     return table
 
 

@@ -57,6 +57,20 @@ def test_a_vote_is_opened_again_and_changed(path: Path, enter: Enter, pairs: Pai
     assert (stale.status_code, len(votes(path))) == (409, 2)
 
 
+def test_an_earlier_judgement_is_called_by_the_last_words_of_its_conversation(
+    path: Path, enter: Enter, fill: Fill
+) -> None:
+    """Not by "User: ...", and not by what the model's template puts around it."""
+    spoken = {"messages": [{"role": "user", "content": "hello"}]}
+    chatml = "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
+    prompts = [Prompt("a", "User: hello\nAssistant:", spoken), Prompt("b", chatml), Prompt("c", "plain")]
+    fill(path, *(Item(kind="rating", prompt=prompt, responses=(A,)) for prompt in prompts))
+    ann = enter("Ann")
+    for key in "123":
+        assert ann.post("vote", item=ann.next()["id"], answer=5, key=key, seconds=1).status_code == 200
+    assert {vote["prompt"] for vote in ann.post("own").json()["votes"]} == {"hello", "hi there", "plain"}
+
+
 def test_each_kind_is_opened_as_it_was_judged(path: Path, enter: Enter, fill: Fill) -> None:
     prompt = Prompt("p", "q")
     fill(

@@ -342,7 +342,7 @@ const spread = (found, write) => (found === null ? "–" : `${write(found[0])} (
 async function compare() {
   try {
     const { agreement } = await server.agreement();
-    const heads = ["", "Judgements by annotators", "By two or more", "Said the same", "Krippendorff’s α", "Same again", "Seconds"];
+    const heads = ["", "Judgements by annotators", "By two or more", "Said the same", "Krippendorff’s α", "Same again", "Seconds each"];
     const rows = agreement.map((it) => [
       `${it.kind}, ${it.criterion}`,
       `${it.judgements.toLocaleString()} by ${it.annotators}`,

@@ -8,6 +8,7 @@ const AGAIN = 5000; // ms
 const TOKEN = "owner's token";
 
 const percent = (number) => `${Math.round(100 * number)} %`;
+const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
 const range = ([value, low, high], write) => write(value) + (low === null ? " (no interval: every prompt alike)" : ` (${write(low)} to ${write(high)})`);
 const whole = (number) => (Math.round(number) || 0).toLocaleString(); // no "-0"
 
@@ -112,12 +113,12 @@ function agreed(rows) {
       ...rows.map((it) =>
         row(
           `${it.kind}, ${it.criterion}`,
-          `${it.judgements.toLocaleString()} judgements by ${it.annotators}, ${it.units.toLocaleString()} judged by two or more`,
+          `${count(it.judgements, "judgement")} by ${count(it.annotators, "annotator")}; ${count(it.units, "item")} judged by two or more`,
           it.agreement ? picture(it.agreement, 1) : "",
           ["Said the same", it.agreement ? range(it.agreement, percent) : "judged by one person each"],
           it.alpha && ["Krippendorff’s α", range(it.alpha, (x) => x.toFixed(2))],
           it.self_consistency && ["Same again", range(it.self_consistency, percent)],
-          it.seconds && ["Seconds", range(it.seconds, (x) => x.toFixed(1))],
+          it.seconds && ["Seconds each", range(it.seconds, (x) => x.toFixed(1))],
         ),
       ),
     ),
