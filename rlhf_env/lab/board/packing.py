@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rlhf_env.learning.code_of_runs import led_from
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_record import as_logged, read_metrics, record_of
 from rlhf_env.plain_data import read_file, read_json
+from rlhf_env.plugins import OWN, host
 from rlhf_env.runs_on_disk import DESCRIBED, paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.types import JsonObject, JsonView
@@ -79,7 +80,22 @@ def _ended(folder: Path) -> tuple[Experiment, JsonObject]:
         raise ConfigError(f"{folder} was made by a version that did not record the processor: run it again")
     if changes := [change for time in record.get("resumed", []) for change in time.get("not_exact", [])]:
         raise ConfigError(f"{folder} was resumed, and not exactly ({changes[0]}): nobody can repeat it: run it again")
-    return replace(Experiment.load(folder / DESCRIBED), folder=paths_from(folder)), record
+    experiment = replace(Experiment.load(folder / DESCRIBED), folder=paths_from(folder))
+    _require_code_at_hand(folder, experiment.agent)
+    return experiment, record
+
+
+def _require_code_at_hand(folder: Path, agent: JsonView) -> None:
+    """Refuse an agent, or one that it wraps, that an installed distribution of others has: an entry holds the code of
+    files, and whoever keeps a board has this library alone."""
+    name, inner = agent.get("name"), agent.get("agent")
+    if isinstance(name, str) and (of := host().entry("agent", name).origin) != OWN:
+        raise ConfigError(
+            f"{folder} trained the agent {name!r} of {of}, which is not installed where a board is kept: put its code "
+            f'into a file beside the experiment, name it there by [agent] function = "FILE.py:NAME", and run it again'
+        )
+    if isinstance(inner, Mapping):
+        _require_code_at_hand(folder, inner)
 
 
 def _sources(folder: Path, record: JsonView) -> dict[str, EntrySource]:

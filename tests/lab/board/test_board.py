@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import rlhf_env
+from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, DataError, UnknownName
 from rlhf_env.lab.board import making
 from rlhf_env.lab.board.again import SeedAgain
@@ -418,6 +419,19 @@ class TestPacking:
                 pack(runs, track, "x")
         finally:
             code.write_text(HONEST)
+
+    @pytest.mark.parametrize("agent", [{"name": "theirs"}, {"name": "curriculum", "agent": {"name": "theirs"}}])
+    def test_an_agent_that_no_board_has_installed(
+        self, agent: dict[str, Any], track: Track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        theirs = plugins.Entry("agent", "theirs", "rlhf_agents.reinforce:Reinforce", "rlhf-agent-theirs")
+        monkeypatch.setitem(plugins.host()._entries, ("agent", "theirs"), [theirs])
+        experiment = Experiment.from_table({**track.experiment, "agent": agent})
+        (tmp_path / "experiment.toml").write_text(experiment.to_toml())
+        (tmp_path / "evaluation.json").write_text('{"reason": "budget"}')
+        (tmp_path / "record.json").write_text('{"processor": "x"}')
+        with pytest.raises(ConfigError, match="the agent 'theirs' of rlhf-agent-theirs, which is not installed where"):
+            pack([tmp_path], track, "mine")
 
     def test_seeds_that_are_missing_or_there_twice(self, runs: list[Path], track: Track) -> None:
         with pytest.raises(ConfigError, match="no run with seed 2"):
