@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -101,11 +102,15 @@ def _require_one_process_but_for(context: typer.Context, command: str) -> None:
 
 
 _THE_DISK_REFUSES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-_NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)  # what --out may name
+_NO_SUCH_PLACE = (  # what --out may name
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 def main() -> None:
     """Run a command. Errors become one line per problem on stderr and an exit status."""
+    _have_streams()
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     terminated = False
@@ -126,6 +131,10 @@ def main() -> None:
         _complain(problems, error.exit_code)
     except (KeyboardInterrupt, EOFError, typer.Abort):
         status = 130
+    except SystemExit as error:
+        if (where := _outside(error)) is None:
+            raise
+        _complain([f"{where} would end the program (SystemExit: {error}): nothing after it was done"], 1)
     except OSError as error:
         if error.errno in _NO_SUCH_PLACE and error.filename:
             _complain([f"cannot work in {error.filename}: {error.strerror}: name another place"], 2)
@@ -143,6 +152,55 @@ def main() -> None:
     if status == 130:  # no run was training, which would have saved itself
         _complain(["stopped"], 143 if terminated else 130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+class _Lasting(io.FileIO):
+    """A stream to write into for as long as anybody reads it: what is said of the work ends there, and not the work."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # who read it is gone, or the terminal is
+                raise
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor of it is all that is needed
+                os.dup2(nowhere.fileno(), self.fileno())
+            return memoryview(content).nbytes
+
+
+def _have_streams() -> None:
+    """Open those that whoever started this process closed, and let those that are there outlast who reads them.
+
+    A descriptor that is closed would be that of the next file that is opened, and other processes write into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
+            try:
+                os.fstat(number)  # somebody has a file there by now
+            except OSError:
+                os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)
+    for number, name in (1, "stdout"), (2, "stderr"):
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper and stream.fileno() == number:
+            stream.flush()
+            lasting = io.BufferedWriter(_Lasting(number, "wb", closefd=False))
+            made = io.TextIOWrapper(lasting, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            made.reconfigure(write_through=stream.write_through)
+            setattr(sys, name, made)
+
+
+def _outside(error: SystemExit) -> str | None:
+    """The place in somebody else's code, an agent's, say, that would end the program; None where it is no other's."""
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = (Path(__file__).parents[1], Path(typer.__file__).parent)
+    return (
+        None if any(Path(last.filename).is_relative_to(it) for it in ours) else f"{last.filename}, line {last.lineno}"
+    )
 
 
 def _with_the_way_on(words: str, error: Exception) -> str:

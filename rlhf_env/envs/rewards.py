@@ -76,10 +76,9 @@ def require_whole_memory(reward: object, where: str) -> None:
     if "observe" not in has and (len(has) < 2 or hasattr(reward, "named_parameters")):
         return
     if missing := [name for name in methods if name not in has]:
-        raise ConfigError(
-            f"{where}: {type(reward).__name__} has {' and '.join(has)} and no {' and no '.join(missing)}: a reward "
-            "that remembers has observe(episodes), state_dict() and load_state_dict(state), another none of them"
-        )
+        said = f"{where}: {type(reward).__name__} has {' and '.join(has)} and no {' and no '.join(missing)}: a reward "
+        said += "that remembers has observe(episodes), state_dict() and load_state_dict(state), any other none of them"
+        raise ConfigError(said)
 
 
 class RewardMix:

@@ -105,6 +105,6 @@ def outcome_of(job: Job, folder: Path, report: Callable[[Row, float], None]) -> 
         return 0.0, "died", {}, f"{error}"
     except RlhfEnvError as error:
         return 1.0, "failed", {}, without_secrets(str(error))
-    except Exception as error:  # a plugin may raise anything; the other jobs go on
+    except (Exception, SystemExit) as error:  # a plugin may raise anything; the other jobs go on
         return 1.0, "failed", {}, without_secrets(f"{type(error).__name__}: {error}")
     return 1.0, "finished"

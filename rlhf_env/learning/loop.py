@@ -189,7 +189,11 @@ def train(
                     run.save_best(spending.updates, content, torch.get_num_threads(), engine.hardware)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
-            reason = _agreed(processes, stop_when, row)
+            try:
+                reason = _agreed(processes, stop_when, row)
+            except RunFailed:  # of the rule: the update is done and not lost
+                save(state())
+                raise
             stopped_by = processes.largest(caught[0] if caught else 0)
             if checkpoint_every and spending.updates % checkpoint_every == 0:
                 save(state())

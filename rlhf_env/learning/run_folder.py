@@ -12,6 +12,7 @@ resumed. If `not_exact` is empty in all of these, the run ends in the same bits 
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import tomllib
@@ -241,7 +242,7 @@ class RunFolder:
             try:
                 with suppress(OSError):  # a disk that is full was reported when it was written to
                     tracker.close()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._give_up(name, error)
         for stream in (self._metrics, self._lock):
             if stream is not None:
@@ -264,13 +265,13 @@ class RunFolder:
         self._metrics.log(clean)
         for name, tracker in list(self._trackers.items()):
             try:
-                tracker.log(clean)
+                tracker.log(copy.deepcopy(clean))  # one that changes its row changes nobody else's
             except RlhfEnvError:
                 raise
-            except Exception as error:  # whatever it may be: training is worth more than its picture
+            except (Exception, SystemExit) as error:  # whatever it may be: training is worth more than its picture
                 self._give_up(name, error)
 
-    def _give_up(self, tracker: str, error: Exception) -> None:
+    def _give_up(self, tracker: str, error: BaseException) -> None:
         """Go on without a tracker that failed, and say so."""
         del self._trackers[tracker]
         why = str(error).strip().splitlines()

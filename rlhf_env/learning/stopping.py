@@ -11,16 +11,19 @@ asks for it by a table of that name:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Protocol, runtime_checkable
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, under
+from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed, under
 from rlhf_env.learning.tracking import LoggedRow
+from rlhf_env.own_code import raised_at
 from rlhf_env.settings import AtLeastOne, Name, NonNegative, Positive, settings
 from rlhf_env.types import JsonView, State
+from rlhf_env.working_folder import same_folder
 
 
 @runtime_checkable
@@ -164,7 +167,8 @@ class AnyOf:
         self.rules = dict(rules)
 
     def __call__(self, row: LoggedRow, /) -> str | None:
-        reasons = [rule(row) for rule in self.rules.values()]
+        """Raises RunFailed where a rule raises, or gives anything but words or None."""
+        reasons = [_reason_of(name, rule, row) for name, rule in self.rules.items()]
         return next((reason for reason in reasons if reason), None)
 
     def of(self, kind: type[StoppingRule]) -> list[str]:
@@ -180,6 +184,22 @@ class AnyOf:
         for name, rule in self.rules.items():
             if name in by_rule:
                 rule.load_state_dict(by_rule[name])
+
+
+def _reason_of(name: str, rule: StoppingRule, row: LoggedRow) -> str | None:
+    """What a rule says of a copy of the row, which it may change: the row is for others, too."""
+    try:
+        with same_folder(f"[stopping.{name}]"):
+            reason: object = rule(copy.deepcopy(dict(row)))
+    except RlhfEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        at = raised_at(error)
+        said = f"[stopping.{name}] raised {type(error).__name__}: {error}".rstrip(": ")
+        raise RunFailed(said + (f" ({at})" if at else "")) from error
+    if reason is None or isinstance(reason, str):
+        return reason
+    raise RunFailed(f"[stopping.{name}] gave {reason!r}: a reason to stop, in words, or None is needed")
 
 
 def load_stopping_rules(tables: JsonView) -> AnyOf:

@@ -478,3 +478,55 @@ def test_what_people_write_between_colons_is_no_picture(capsys: pytest.CaptureFi
     make_console().print("[b]a[/b] :b: :smile:", Panel("x :b:"))
     assert "a :b: :smile:" in (told := capsys.readouterr().out)
     assert "x :b:" in told
+
+
+def test_code_of_somebody_else_that_would_end_the_program_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ends(**_: Any) -> None:
+        exec(compile("raise SystemExit(0)", "/somewhere/agent.py", "exec"))  # stands for an agent's file
+
+    monkeypatch.setattr(cli, "app", ends)
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", "plugins"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "rlhf-env: /somewhere/agent.py, line 1 would end the program (SystemExit: 0): nothing after it was done\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate"], ["watch"], ["preferences", "ask"], ["pipeline"], ["annotate", "--store"]]
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", *command, "x" * 300])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("rlhf-env: cannot work in xxx")
+    assert said.endswith(": File name too long: name another place\n")
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&- 2>&-"])
+def test_a_command_without_streams_does_its_work(closed: str, tmp_path: Path) -> None:
+    """What a file opened later would get as number 1 is not written into by whoever prints."""
+    (tmp_path / "toy.toml").write_text(EXPERIMENT, encoding="utf-8")
+    words = f"{sys.executable} -m rlhf_env lab laws --list {closed}"
+    assert subprocess.run(["sh", "-c", words], cwd=tmp_path, timeout=300, check=False).returncode == 0
+
+
+def test_who_reads_the_output_may_leave(tmp_path: Path) -> None:
+    """`rlhf-env train FILE | head -1` trained to the end of the first line, and no checkpoint was there."""
+    (tmp_path / "toy.toml").write_text(EXPERIMENT, encoding="utf-8")
+    command = [sys.executable, "-m", "rlhf_env", "train", "toy.toml", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, b"")
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
@@ -88,6 +89,77 @@ def test_of_several_rules_the_first_reason_ends_the_run_and_all_have_read_the_ro
     assert rules({"update": 1, "rollout/kl": 1.5, "eval/objective": 0.5}) == "kl 1.50 above max_kl 1"
     assert rules.state_dict() == {"max_kl": {}, "patience": {"best": 1.0, "stale": 1, "update": 1}}
     assert AnyOf({})({"update": 1}) is None
+
+
+class Silent:
+    """A rule that never has a reason."""
+
+    def __call__(self, _row: Any, /) -> str | None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, _state: Any, /) -> None: ...
+
+
+def _raises(_row: Any) -> str:
+    raise KeyError("rollout/gold")
+
+
+def _exits(_row: Any) -> str:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        (_raises, r"\[stopping.odd\] raised KeyError: 'rollout/gold'"),
+        (_exits, r"\[stopping.odd\] raised SystemExit: 0"),
+        (lambda _row: True, r"\[stopping.odd\] gave True: a reason to stop, in words, or None is needed"),
+        (lambda _row: 0.0, r"\[stopping.odd\] gave 0.0: a reason"),
+    ],
+)
+def test_a_rule_that_raises_or_gives_no_words_ends_the_run_by_name(says: Any, said: str) -> None:
+    odd = type("Odd", (Silent,), {"__call__": lambda self, row: says(row)})()
+    with pytest.raises(RunFailed, match=said):
+        AnyOf({"odd": odd})({"update": 1})
+
+
+def test_a_rule_that_changes_its_row_changes_nobody_elses() -> None:
+    class Clears(Silent):
+        def __call__(self, row: Any, /) -> None:
+            row["histogram/reward"].clear()
+            row.clear()
+
+    row = {"update": 1, "rollout/kl": 9.0, "histogram/reward": {"low": 0.0}}
+    before = copy.deepcopy(row)
+    assert AnyOf({"clears": Clears(), "max_kl": MaxKL(limit=2.0)})(row) == "kl 9.00 above max_kl 2"
+    assert row == before
+
+
+def test_what_a_rule_fails_on_is_saved(toy: Any, tmp_path: Path) -> None:
+    """The update was done before the rule was asked; once the rule is mended, the run goes on from there."""
+
+    class FailsOnce(Silent):
+        failed = False
+
+        def __call__(self, row: Any, /) -> str | None:
+            if row["update"] == 2 and not FailsOnce.failed:
+                FailsOnce.failed = True
+                raise ValueError("not a number")
+            return None
+
+    experiment = replace(toy("ppo", updates=3), checkpoint_every=100)
+    rules = AnyOf({"odd": FailsOnce()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_env.learning.workplace.load_stopping_rules", lambda _tables: rules)
+        with pytest.raises(RunFailed, match="raised ValueError: not a number"):
+            run(experiment, tmp_path)
+        newest = checkpoints.latest(tmp_path / "checkpoints")
+        assert newest is not None
+        assert newest.name.endswith("2")
+        assert run(experiment, tmp_path, resume=True).update == 3
 
 
 def test_each_rule_gets_its_own_state_back() -> None:

@@ -102,6 +102,16 @@ class BreaksInTheEnd(Notebook):
         raise RuntimeError("the last rows are not there")
 
 
+class Exits(Notebook):
+    def log(self, row: Mapping[str, Any], /) -> None:
+        raise SystemExit(0)
+
+
+class Clears(Notebook):
+    def log(self, row: Any, /) -> None:
+        row.clear()
+
+
 class DiskFull(Notebook):
     def log(self, row: Mapping[str, Any], /) -> None:
         raise DiskRefused("no room")
@@ -114,7 +124,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> list[Notebook]:
     class Module:
         @plugins.hookimpl
         def register_trackers(self, register: plugins.Register) -> None:
-            for tracker in (Notebook, Rewinding, Breaks, BreaksInTheEnd, DiskFull):
+            for tracker in (Notebook, Rewinding, Breaks, BreaksInTheEnd, Exits, Clears, DiskFull):
                 register(tracker.__name__, tracker)
             register("no tracker", lambda: object())
 
@@ -173,6 +183,20 @@ def test_one_that_fails_costs_itself_and_not_the_run(outside: list[Notebook], tm
     assert opened.lost == [said]
     assert [[row["update"] for row in notebook.rows] for notebook in outside] == [[0], [0, 1, 2]]
     assert [row["update"] for row in read_metrics(tmp_path)] == [0, 1, 2]
+
+
+def test_one_that_would_end_the_program_costs_itself_too(outside: list[Notebook], tmp_path: Path) -> None:
+    with folder_with(tmp_path, "Exits", "Notebook") as opened:
+        with pytest.warns(RuntimeWarning, match=r"'Exits' failed \(SystemExit: 0\): the run goes on"):
+            opened.log({"update": 0})
+        opened.log({"update": 1})
+    assert [row["update"] for row in outside[1].rows] == [0, 1]
+
+
+def test_one_that_changes_its_row_changes_nobody_elses(outside: list[Notebook], tmp_path: Path) -> None:
+    with folder_with(tmp_path, "Clears", "Notebook") as opened:
+        opened.log({"update": 0, "x": 1.0})
+    assert outside[1].rows == [{"update": 0, "x": 1.0}]
 
 
 def test_one_that_fails_in_the_end_is_reported_and_the_others_are_closed(

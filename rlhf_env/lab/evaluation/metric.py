@@ -126,7 +126,7 @@ class Metric:
             if isinstance(value, np.ndarray) and value.ndim:
                 return {self.name: float(value.mean()), f"{self.name}_std": float(value.std())}
             return {self.name: float(value)}
-        except Exception as error:  # a plugin's: any may come
+        except (Exception, SystemExit) as error:  # a plugin's: any may come
             raise PluginError(
                 f"the metric {self.name!r} cannot be measured: {type(error).__name__}: {error}"
             ) from error
