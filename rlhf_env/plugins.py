@@ -38,7 +38,17 @@ from typing import Any, Literal, Protocol, get_args
 import pluggy
 
 from rlhf_env import own_code
-from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, did_you_mean, under
+from rlhf_env.errors import (
+    ConfigError,
+    DataError,
+    MissingExtra,
+    PluginError,
+    Problem,
+    RlhfEnvError,
+    UnknownName,
+    did_you_mean,
+    under,
+)
 from rlhf_env.own_code import OwnCode
 from rlhf_env.plugin_faults import fault_of_hooks, fault_of_version
 from rlhf_env.time_limit import TimeIsOver, at_most
@@ -480,3 +490,9 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    except (RlhfEnvError, OSError, MemoryError):  # a disk, say: what is wrong is not the plugin
+        raise
+    except Exception as error:
+        at = own_code.raised_at(error)
+        said = f"{where}: {type(error).__name__} while it is made: {error}".rstrip(": ")
+        raise PluginError(said + (f" ({at})" if at else "")) from error

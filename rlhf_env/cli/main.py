@@ -37,6 +37,7 @@ from rlhf_env.cli import (
 )
 from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app, several_processes
 from rlhf_env.errors import ConfigError, RlhfEnvError
+from rlhf_env.learning.signals import hangups
 
 GROUPS = (
     annotating,
@@ -113,14 +114,15 @@ def main() -> None:
     _have_streams()
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    terminated = False
+    ended_by = int(signal.SIGINT)
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        nonlocal terminated
-        terminated = True
-        raise Terminated
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        nonlocal ended_by
+        ended_by = number
+        raise Terminated(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGTERM, *hangups()):
+        signal.signal(number, terminate)
     sys.excepthook = _traceback
     warnings.showwarning = _warn
     threading.excepthook = _of_a_thread
@@ -150,7 +152,7 @@ def main() -> None:
         words = say()  # empty if a group was called without a command: its help was shown
         _complain([_with_the_way_on(words, error)] if words else [], getattr(error, "exit_code", 2))
     if status == 130:  # no run was training, which would have saved itself
-        _complain(["stopped"], 143 if terminated else 130)
+        _complain(["stopped"], 128 + ended_by)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -270,7 +272,7 @@ def _complain(problems: Sequence[str], status: int) -> NoReturn:
     if len(problems) > 20:
         lines.append(f"and {len(problems) - 20} more")
     if (several := several_processes()) is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a launcher ends all when one has ended
+        for number in (signal.SIGINT, signal.SIGTERM, *hangups()):  # a launcher ends all when one has ended
             signal.signal(number, signal.SIG_IGN)
         if not several.speaks(lines, status):
             sys.exit(status)

@@ -213,12 +213,16 @@ def threads_everywhere(threads: int | None) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops work in the same way as Ctrl-C."""
+    """SIGTERM or SIGHUP, which stop work in the same way as Ctrl-C; `exit_code` as shells expect it."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        super().__init__()
 
 
 @contextmanager
 def interruptible(run: Path | None = None) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, print the command that resumes the work.
+    """On Ctrl-C, SIGTERM or SIGHUP, print the command that resumes the work.
 
     It is the command that ran, with --resume if it trains in the folder `run`. If that folder has nothing to resume
     yet, no command is printed.
@@ -252,7 +256,7 @@ def signal_of(stop: BaseException) -> int:
     code: int | None = getattr(stop, "exit_code", None)
     if code is not None:
         return code - 128
-    return signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+    return signal.SIGINT
 
 
 @contextmanager

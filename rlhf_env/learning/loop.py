@@ -153,8 +153,8 @@ def train(
             engine.wants_credit, engine.credited = shown, None
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
                 with same_folder("the agent"):
-                    metrics = agent.update(rollout)
-                metrics = {**metrics, **engine.take_measured()}
+                    metrics = _named(agent.update(rollout), agent)
+                metrics |= _named(engine.take_measured(), agent)
             # One clock: budgets and schedules go by it.
             now, computed = time.perf_counter(), _processor_seconds() - computing
             took, collecting = processes.first_of((now - started, collected - started))
@@ -165,7 +165,7 @@ def train(
             row = {
                 "update": spending.updates,
                 **describe(rollout),
-                **_named(metrics),
+                **metrics,
                 **{f"spent/{name}": amount for name, amount in spending.as_dict().items() if name != "updates"},
                 "time/collect_share": collecting / took,
                 "time/tokens_per_second": int(rollout.actions.sum()) / took,
@@ -303,6 +303,20 @@ def histogram(values: Tensor, bins: int = 10) -> JsonObject:
     return {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}
 
 
-def _named(metrics: Metrics) -> Metrics:
-    """Agents' metrics go under train/ unless they name a section themselves."""
-    return {name if "/" in name else f"train/{name}": value for name, value in metrics.items()}
+def _named(metrics: object, agent: Agent) -> Metrics:
+    """Agents' metrics go under train/ unless they name a section themselves. Raises RunFailed for what are none."""
+    who = f"update() of the agent {type(agent).__name__}"
+    if not isinstance(metrics, Mapping):
+        raise RunFailed(f"{who} gave {_shown(metrics)}: a dict of numbers by name is needed, {{}} where there are none")
+    named: Metrics = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not isinstance(value, (int, float, np.number)):
+            remedy = "float(...) makes one of a tensor of one number"
+            raise RunFailed(f"{who} gave {name!r}: {_shown(value)}: names are texts and values numbers; {remedy}")
+        named[name if "/" in name else f"train/{name}"] = value if isinstance(value, (int, float)) else float(value)
+    return named
+
+
+def _shown(value: object) -> str:
+    """In a line, whatever it is."""
+    return f"{type(value).__name__} {value!r}".replace("\n", " ")[:120]

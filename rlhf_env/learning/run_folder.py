@@ -340,9 +340,16 @@ class RunFolder:
 
     def _rewind(self, update: int) -> None:
         """Keep the rows up to `update`: what came later is done again."""
-        for tracker in (self._metrics, *self._trackers.values()):
+        if isinstance(self._metrics, Rewinds):
+            self._metrics.rewind(update)
+        for name, tracker in list(self._trackers.items()):
             if isinstance(tracker, Rewinds):
-                tracker.rewind(update)
+                try:
+                    tracker.rewind(update)
+                except RlhfEnvError:
+                    raise
+                except (Exception, SystemExit) as error:
+                    self._give_up(name, error)
         if self.texts is not None:
             self.texts.rewind(update)
 

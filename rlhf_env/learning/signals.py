@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the update under way is finished and saved before the run stops."""
+"""Ctrl-C, SIGTERM, a terminal that is gone: the update under way is finished and saved before the run stops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf_env.errors import RlhfEnvError
 
 
 class Interrupted(RlhfEnvError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and did, after its update; `exit_code` as shells expect it."""
+    """The run was asked to stop, by one of these, and did, after its update; `exit_code` as shells expect it."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
@@ -23,10 +23,17 @@ class Interrupted(RlhfEnvError):
 _ONE_PRESS = 5.0  # seconds in which what comes from the terminal and from a launcher is one press of Ctrl-C
 
 
+def hangups() -> tuple[signal.Signals, ...]:
+    """SIGHUP, where there is one that is not ignored."""
+    number = getattr(signal, "SIGHUP", None)
+    return () if number is None or signal.getsignal(number) is signal.SIG_IGN else (number,)
+
+
 @contextlib.contextmanager
 def catch_signals(*, with_launcher: bool = False) -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, so that the update under way is finished; a second SIGINT stops at once.
+    """Collects the first of these signals, so that the update under way is finished; a second SIGINT stops at once.
 
+    SIGHUP, which a terminal sends that is closed or whose connection drops, is left alone where it is ignored (nohup).
     `with_launcher`: a launcher, which the terminal interrupts too, passes the signal on: it comes twice.
     """
     caught: list[int] = []
@@ -43,7 +50,7 @@ def catch_signals(*, with_launcher: bool = False) -> Iterator[list[int]]:
         since = since or time.monotonic()
         caught.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, *hangups())}
     try:
         yield caught
     finally:

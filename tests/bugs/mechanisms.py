@@ -31,7 +31,7 @@ MUTANTS = (
         "M1",
         "the loop drops what an optimizer measured",
         "rlhf_env/learning/loop.py",
-        "                metrics = {**metrics, **engine.take_measured()}\n",
+        "                metrics |= _named(engine.take_measured(), agent)\n",
         "",
         MIX,
     ),

@@ -81,7 +81,7 @@ def test_a_command_whose_work_is_kept_says_how_it_goes_on(command: str, work: st
     assert ended.stderr == expected
 
 
-@SIGNALS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_command_that_keeps_nothing_only_stops(number: signal.Signals) -> None:
     def before() -> None:
         import_module("rlhf_env.lab.studies.exact.agents").reach = lambda _seeds: stop(number)  # type: ignore[attr-defined]

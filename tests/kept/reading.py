@@ -69,7 +69,7 @@ def numbers(text: str) -> list[float]:
 def call(*words: str) -> Ran:
     """`call("report", "bench")`: the installed command `rlhf-env`, in this process."""
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="rlhf-env")
-    before = sys.argv, sys.excepthook, signal.getsignal(signal.SIGTERM)
+    before = sys.argv, sys.excepthook, {it: signal.getsignal(it) for it in (signal.SIGTERM, signal.SIGHUP)}
     said, complained = io.StringIO(), io.StringIO()
     status = 0
     sys.argv = ["rlhf-env", *words]
@@ -80,7 +80,8 @@ def call(*words: str) -> Ran:
         status = int(ended.code or 0)
     finally:
         sys.argv, sys.excepthook, _ = before
-        signal.signal(signal.SIGTERM, before[2])
+        for number, handler in before[2].items():
+            signal.signal(number, handler)
     return Ran(status, said.getvalue(), complained.getvalue())
 
 

@@ -290,14 +290,43 @@ def test_an_experiment_without_progress_ends_early_and_says_so(toy: Any, tmp_pat
         assert [row["update"] for row in read_metrics(tmp_path)] == list(range(7))
 
 
+@pytest.mark.parametrize(
+    ("gave", "said"),
+    [
+        (None, "update\\(\\) of the agent Spends gave NoneType None: a dict of numbers by name is needed"),
+        ({"loss": torch.tensor(0.5)}, r"gave 'loss': Tensor tensor\(0\.5000\): .*float\(\.\.\.\) makes one"),
+        ({"loss": "low"}, "gave 'loss': str 'low'"),
+        ({3: 1.0}, "gave 3: float 1.0: names are texts"),
+    ],
+    ids=["none", "tensor", "text", "number for a name"],
+)
+def test_metrics_that_are_none_are_named(gave: object, said: str) -> None:
+    run = Spends()
+    run.update = lambda _rollout: gave  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(RunFailed, match=said):
+        run.train(Budget(updates=2))
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    run = Spends()
+    run.update = lambda _rollout: {"loss": np.float32(0.5)}  # type: ignore[method-assign,assignment,return-value]
+    (row,) = run.train(Budget(updates=1)).rows
+    assert type(row["train/loss"]) is float
+    assert row["train/loss"] == 0.5
+
+
 def test_a_reason_to_stop_ends_the_run_after_its_update() -> None:
     run = Spends()
     training = run.train(Budget(updates=9), stop_when=lambda row: "enough" if row["update"] == 4 else None)
     assert (training.reason, run.spending.updates, len(training.rows)) == ("enough", 4, 4)
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_lets_the_update_under_way_finish(number: signal.Signals, exit_code: int) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_lets_the_update_under_way_finish(
+    number: signal.Signals, exit_code: int, request: pytest.FixtureRequest
+) -> None:
+    usual = signal.signal(number, signal.default_int_handler)  # whoever runs the tests may ignore it
+    request.addfinalizer(lambda: signal.signal(number, usual))
     run, before = Spends(), signal.getsignal(number)
 
     def next_rollout(_agent: Any) -> Rollout:
@@ -312,6 +341,22 @@ def test_a_signal_lets_the_update_under_way_finish(number: signal.Signals, exit_
     assert stopped.value.exit_code == exit_code
     assert (run.spending.updates, run.spending.gradient_steps) == (2, 4)
     assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    """As `nohup` leaves it."""
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = Spends()
+
+        def next_rollout(_agent: Any) -> Rollout:
+            os.kill(os.getpid(), signal.SIGHUP)
+            return run.rollout
+
+        run.next = next_rollout  # type: ignore[method-assign]
+        assert len(run.train(Budget(updates=2)).rows) == 2
+    finally:
+        signal.signal(signal.SIGHUP, usual)
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:

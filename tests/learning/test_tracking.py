@@ -107,6 +107,11 @@ class Exits(Notebook):
         raise SystemExit(0)
 
 
+class NoWayBack(Notebook):
+    def rewind(self, update: int, /) -> None:
+        raise KeyError(update)
+
+
 class Clears(Notebook):
     def log(self, row: Any, /) -> None:
         row.clear()
@@ -124,7 +129,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> list[Notebook]:
     class Module:
         @plugins.hookimpl
         def register_trackers(self, register: plugins.Register) -> None:
-            for tracker in (Notebook, Rewinding, Breaks, BreaksInTheEnd, Exits, Clears, DiskFull):
+            for tracker in (Notebook, Rewinding, Breaks, BreaksInTheEnd, Exits, NoWayBack, Clears, DiskFull):
                 register(tracker.__name__, tracker)
             register("no tracker", lambda: object())
 
@@ -191,6 +196,17 @@ def test_one_that_would_end_the_program_costs_itself_too(outside: list[Notebook]
             opened.log({"update": 0})
         opened.log({"update": 1})
     assert [row["update"] for row in outside[1].rows] == [0, 1]
+
+
+def test_one_that_cannot_take_its_rows_back_costs_itself_too(outside: list[Notebook], tmp_path: Path) -> None:
+    with folder_with(tmp_path, "NoWayBack", "Rewinding") as opened:
+        opened.log({"update": 1})
+        opened.save(1, {"x": 1}, threads=1)
+    with folder_with(tmp_path, "NoWayBack", "Rewinding") as opened:
+        with pytest.warns(RuntimeWarning, match=r"'NoWayBack' failed \(KeyError: 1\): the run goes on"):
+            opened.restore()
+        opened.log({"update": 2})
+    assert [notebook.rows for notebook in outside[2:]] == [[], ["back to 1", {"update": 2}]]
 
 
 def test_one_that_changes_its_row_changes_nobody_elses(outside: list[Notebook], tmp_path: Path) -> None:
