@@ -36,10 +36,12 @@ from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
 from rlhf_env.own_code import changed
 from rlhf_env.plain_data import flat
 from rlhf_env.shown_text import near, without_secrets
+from rlhf_env.time_limit import TimeIsOver, at_most
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
 BEST = "best"  # of a run's folder: the checkpoint of the best agent
+_TO_CLOSE = 300.0  # seconds that a tracker may take for its last rows
 
 
 class RunFolder:
@@ -240,8 +242,10 @@ class RunFolder:
         """Close the files and release the lock. (It is released at the end of the process in any case.)"""
         for name, tracker in list(self._trackers.items()):
             try:
-                with suppress(OSError):  # a disk that is full was reported when it was written to
+                with at_most(_TO_CLOSE), suppress(OSError):  # a disk that is full was reported when it was written to
                     tracker.close()
+            except TimeIsOver:
+                self._give_up(name, TimeoutError(f"close() has not come back for {_TO_CLOSE:g} s"))
             except (Exception, SystemExit) as error:
                 self._give_up(name, error)
         for stream in (self._metrics, self._lock):

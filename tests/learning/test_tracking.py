@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlhf_env import plugins
 from rlhf_env.cli.main import main
 from rlhf_env.errors import ConfigError, DiskRefused
 from rlhf_env.lab.evaluation.runs import load_run, run
+from rlhf_env.learning import run_folder
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import histogram
 from rlhf_env.learning.run_folder import RunFolder
@@ -107,6 +109,11 @@ class Exits(Notebook):
         raise SystemExit(0)
 
 
+class NeverCloses(Notebook):
+    def close(self) -> None:
+        threading.Event().wait(60.0)
+
+
 class NoWayBack(Notebook):
     def rewind(self, update: int, /) -> None:
         raise KeyError(update)
@@ -129,7 +136,17 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> list[Notebook]:
     class Module:
         @plugins.hookimpl
         def register_trackers(self, register: plugins.Register) -> None:
-            for tracker in (Notebook, Rewinding, Breaks, BreaksInTheEnd, Exits, NoWayBack, Clears, DiskFull):
+            for tracker in (
+                Notebook,
+                Rewinding,
+                Breaks,
+                BreaksInTheEnd,
+                Exits,
+                NeverCloses,
+                NoWayBack,
+                Clears,
+                DiskFull,
+            ):
                 register(tracker.__name__, tracker)
             register("no tracker", lambda: object())
 
@@ -196,6 +213,16 @@ def test_one_that_would_end_the_program_costs_itself_too(outside: list[Notebook]
             opened.log({"update": 0})
         opened.log({"update": 1})
     assert [row["update"] for row in outside[1].rows] == [0, 1]
+
+
+def test_one_that_never_closes_is_left(
+    outside: list[Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "_TO_CLOSE", 0.1)
+    opened = folder_with(tmp_path, "NeverCloses", "Notebook")
+    with pytest.warns(RuntimeWarning, match=r"'NeverCloses' failed \(TimeoutError: close\(\) has not come back"):
+        opened.close()
+    assert not outside[1].open
 
 
 def test_one_that_cannot_take_its_rows_back_costs_itself_too(outside: list[Notebook], tmp_path: Path) -> None:
