@@ -219,9 +219,9 @@ def test_one_that_never_closes_is_left(
     outside: list[Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "_TO_CLOSE", 0.1)
-    opened = folder_with(tmp_path, "NeverCloses", "Notebook")
-    with pytest.warns(RuntimeWarning, match=r"'NeverCloses' failed \(TimeoutError: close\(\) has not come back"):
-        opened.close()
+    said = r"'NeverCloses' failed \(TimeoutError: close\(\) has not come back"
+    with pytest.warns(RuntimeWarning, match=said), folder_with(tmp_path, "NeverCloses", "Notebook") as opened:
+        opened.log({"update": 0})
     assert not outside[1].open
 
 
