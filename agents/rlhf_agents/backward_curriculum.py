@@ -106,7 +106,7 @@ class BackwardCurriculum(Around):
         return 1.0 - stage / self.config.stages
 
     def begin(self) -> ResetOptions:
-        wishes = self.agent.begin()
+        wishes = super().begin()
         groups = self.setup.batch_size // int(wishes.get("group_size", 1))
         self._stages = np.full(groups, self.stage)
         if self.stage < self.config.stages and (self.config.earlier or self.config.whole):

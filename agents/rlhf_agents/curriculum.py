@@ -119,7 +119,7 @@ class Curriculum(Around):
             self._index = _last_begun(starts, self.setup.engine.progress)
         elif config.by == "updates":
             self._index = _last_begun(config.starts, self._updates)
-        return {**self.agent.begin(), "level": config.levels[self._index]}
+        return {**super().begin(), "level": config.levels[self._index]}
 
     def update(self, rollout: Rollout, /) -> Metrics:
         """The agent's update, and then perhaps another level. Texts that were cut do not count."""

@@ -27,7 +27,7 @@ from typing import Annotated
 from annotated_types import Gt, Le
 
 from rlhf_env.errors import ConfigError, Problem
-from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
+from rlhf_env.learning.agent import Agent, Around, Metrics, Setup, wishes_of
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.stored_rollouts import rollout_from_state, rollout_state, to_keep
 from rlhf_env.settings import AtLeastOne, settings
@@ -55,7 +55,7 @@ class DynamicSampling(Around):
                     ("agent",),
                 )
             )
-        self._size = int(agent.begin().get("group_size", 1))
+        self._size = int(wishes_of(agent).get("group_size", 1))
         if self._size < 2:
             raise ConfigError(
                 Problem(

@@ -94,7 +94,7 @@ class PromptSampling(Around):
         return (1.0 - explore) * draw_probabilities(self.spreads, self.config.alpha) + explore / self.size
 
     def begin(self) -> ResetOptions:
-        wishes = self.agent.begin()
+        wishes = super().begin()
         groups = self.setup.batch_size // int(wishes.get("group_size", 1))
         self._asked = stratified_draws(self.probabilities, groups, self._draws)
         return {**wishes, "indices": list(self._asked)}

@@ -100,7 +100,7 @@ class TaskSampling(Around):
         return self._progress.shares(self._given > 0)
 
     def begin(self) -> ResetOptions:
-        return {**self.agent.begin(), "weights": self.shares.tolist()}
+        return {**super().begin(), "weights": self.shares.tolist()}
 
     def update(self, rollout: Rollout, /) -> Metrics:
         """The agent's update; then the scores of the tasks that came are known better."""

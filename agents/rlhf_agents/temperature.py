@@ -96,13 +96,13 @@ class Temperature(Around):
 
     def begin(self) -> ResetOptions:
         self._training = True
-        return self.agent.begin()
+        return super().begin()
 
     def act(self, observation: Observation, /) -> Decision:
         if not self._training:
-            return self.agent.act(observation)
+            return super().act(observation)
         with self._at(factor := self.factor):
-            decision = self.agent.act(observation)
+            decision = super().act(observation)
         if factor == 1.0 or OTHERS_WROTE in decision.extras:
             return decision
         return replace(decision, extras={**decision.extras, OTHERS_WROTE: np.ones(decision.tokens.shape)})

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, well_formed
+from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, prompt_at, well_formed
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.own_code import KEY, OwnCode
 from rlhf_env.settings import Example, fault
@@ -104,7 +104,7 @@ class Mixture:
         task = self.tasks[label]
         # An unbounded task gets a newly drawn index: with this one, an inner mixture would repeat the draw made here.
         place = int(stream.integers(2**31)) if task.size is None else index % task.size
-        inner = task.prompt(place, {name: value for name, value in options.items() if name != "weights"})
+        inner = prompt_at(task, place, {name: value for name, value in options.items() if name != "weights"})
         path = f"{label}/{inner.meta['task']}" if "task" in inner.meta else label
         return replace(inner, id=f"{label}/{inner.id}", meta={**inner.meta, "task": path})
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_env.envs.tasks import held_out, option_names
+from rlhf_env.envs.tasks import held_out, option_names, prompt_at
 from rlhf_env.envs.tokenizers import (
     FileTokenizer,
     as_asked,
@@ -261,7 +261,7 @@ class FittedTask:
     def _look(self, size: int) -> None:
         problems: list[str] = []
         for place in range(size):
-            prompt = self.task.prompt(place, {})
+            prompt = prompt_at(self.task, place, {})
             try:
                 fitting = self._fitting(prompt)
             except DataError as error:  # the chat template refuses it
@@ -307,10 +307,10 @@ class FittedTask:
     def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         if self._places and not any(name in options for name in self.option_names):
             place = self._places[index % len(self._places)]
-            return self._cut[place] if place in self._cut else self.task.prompt(place, options)
+            return self._cut[place] if place in self._cut else prompt_at(self.task, place, options)
         stream = np.random.default_rng(index)
         asked = index if not self._places else self._places[index % len(self._places)]
-        prompt = self.task.prompt(asked, options)
+        prompt = prompt_at(self.task, asked, options)
         for _ in range(_TRIES):
             fitting = self._fitting(prompt)
             if fitting is not None:
@@ -318,7 +318,7 @@ class FittedTask:
             if self.how != "leave out":
                 raise DataError(self._cannot_be_cut(prompt))
             drawn = int(stream.integers(2**31))
-            prompt = self.task.prompt(self._places[drawn % len(self._places)] if self._places else drawn, options)
+            prompt = prompt_at(self.task, self._places[drawn % len(self._places)] if self._places else drawn, options)
         raise DataError(
             f"over_long = 'leave out' leaves no prompt: {_TRIES:,} of the task's have more than {self.most:,} tokens"
         )

@@ -25,6 +25,7 @@ from rlhf_env.envs.reward_functions import (
 from rlhf_env.envs.rewards import RewardMix, require_whole_memory
 from rlhf_env.envs.shaping import Shaped
 from rlhf_env.envs.task_labels import mixture_of, require_tasks
+from rlhf_env.envs.tasks import prompt_at
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.own_code import KEY, OwnCode
 from rlhf_env.settings import Name, hints_of, settings
@@ -290,7 +291,7 @@ def _require_columns(made: AnyReward, task: Task, where: str) -> None:
     size = 8 if task.size is None else min(task.size, 1_000)
     columns: set[str] = set()
     for index in range(size):
-        columns |= set(task.prompt(index, {}).meta)
+        columns |= set(prompt_at(task, index, {}).meta)
         if not made.missing(columns):
             return
     have = f"the task's columns are {', '.join(sorted(columns))}" if columns else "the task has no columns"

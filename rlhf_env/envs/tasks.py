@@ -7,12 +7,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated
 
+import numpy as np
 from annotated_types import MinLen
 
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
-from rlhf_env.errors import ConfigError, Problem
-from rlhf_env.own_code import OwnCode
+from rlhf_env.errors import ConfigError, DataError, PluginError, Problem, RlhfEnvError
+from rlhf_env.own_code import OwnCode, raised_at
 from rlhf_env.settings import Chooses, ShareBelowOne, settings
 from rlhf_env.types import Episode, HoldsOut, JudgesForm, Prompt, ReadsOptions, ResetOptions, Task
 
@@ -30,25 +31,106 @@ def load_task(spec: TaskSpec) -> Task:
     if not isinstance(spec, Mapping):
         if missing := _missing(spec):
             raise ConfigError(f"{spec!r} is not a task: it has no {' and no '.join(missing)}")
-        return spec
+        return _sized(spec)
     parameters = dict(spec)
     name = plugins.name_in(parameters, "task")
     if name is None:
         raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",)))
     task: Task = plugins.build_plugin("task", name, parameters)
-    if isinstance(name, OwnCode) and _missing(task):
-        raise plugins.wrong_kind("task", name, task)
-    return task
+    if missing := _missing(task):
+        if isinstance(name, OwnCode):
+            raise plugins.wrong_kind("task", name, task)
+        raise PluginError(f"task {name!r} is {_a(task)}, which is no task: it has no {' and no '.join(missing)}")
+    return _sized(task)
 
 
 def _missing(task: object) -> list[str]:
     """What something lacks to be a task."""
-    return [name for name in ("size", "prompt") if not hasattr(task, name)]
+    return [name for name in ("size", "prompt") if not _has(task, name)]
+
+
+def _has(task: object, name: str) -> bool:
+    try:
+        getattr(task, name)
+    except AttributeError:
+        return False
+    except (Exception, SystemExit):  # it is there; `_sized` says what is wrong with it
+        return True
+    return True
+
+
+def _sized(task: Task) -> Task:
+    """The same. Raises PluginError where its size is not that of a task."""
+    try:
+        size: object = task.size
+    except RlhfEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{_called(task)}: size {_raised(error)}: {_SIZE}") from error
+    if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 1):
+        return task
+    raise PluginError(f"{_called(task)} has the size {' '.join(repr(size).split()):.60}: {_SIZE}")
 
 
 def held_out(task: Task) -> Task:
-    """The task's held-out prompts, which training never sees; the task itself if it has none."""
-    return task.held_out() if isinstance(task, HoldsOut) else task
+    """The task's held-out prompts, which training never sees; the task itself if it has none.
+
+    Raises PluginError where `held_out()` gives something else than a task.
+    """
+    if not isinstance(task, HoldsOut):
+        return task
+    remedy = "give the task of the prompts for evaluation, or `self` where none are held out"
+    try:
+        aside: Task = task.held_out()
+    except RlhfEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{_called(task)}: held_out() {_raised(error)}: {remedy}") from error
+    if aside is task:
+        return task
+    if missing := _missing(aside):
+        said = f"gave {_a(aside)}, which is no task (it has no {' and no '.join(missing)})"
+        raise PluginError(f"{_called(task)}: held_out() {said}: {remedy}")
+    return _sized(aside)
+
+
+def prompt_at(task: Task, index: int, options: ResetOptions) -> Prompt:
+    """What the task asks at this index. Raises DataError where it raises, or gives something else than a prompt."""
+    try:
+        prompt: object = task.prompt(index, options)
+    except RlhfEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        remedy = "`prompt(self, index, options)` must give a Prompt for every index"
+        raise DataError(f"{_called(task)}: prompt({index}) {_raised(error)}: {remedy}") from error
+    if not isinstance(prompt, Prompt):
+        remedy = 'give a rlhf_env.Prompt(id="...", text="...")'
+        raise DataError(f"{_called(task)}: prompt({index}) gave {_a(prompt)}: {remedy}")
+    for name, kind, needed in _FIELDS:
+        if not isinstance(value := getattr(prompt, name), kind):
+            said = f"gave a Prompt whose {name} is {_a(value)}"
+            raise DataError(f"{_called(task)}: prompt({index}) {said}: {needed} is needed")
+    return prompt
+
+
+_SIZE = "the number of its prompts, a whole number of at least 1, is needed, or None for prompts without end"
+_FIELDS: Sequence[tuple[str, type, str]] = (("id", str, "a str"), ("text", str, "a str"), ("meta", Mapping, "a dict"))
+
+
+def _called(task: Task) -> str:
+    return f"the task {type(task).__name__}"
+
+
+def _a(value: object) -> str:
+    """What somebody gave, by its type: it may be large, or its own words may fail."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _raised(error: BaseException) -> str:
+    at = raised_at(error)
+    said = f"raised {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return said + (f" ({at})" if at else "")
 
 
 @settings(kw_only=False)

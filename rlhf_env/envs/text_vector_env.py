@@ -29,7 +29,7 @@ from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_see
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
 from rlhf_env.envs.scoring import Scoring
 from rlhf_env.envs.stop_strings import StopStrings
-from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
+from rlhf_env.envs.tasks import TaskSpec, load_task, option_names, prompt_at
 from rlhf_env.envs.text_buffer import TextBuffer
 from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids_within
 from rlhf_env.envs.tool_calls import require_calls
@@ -433,7 +433,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         index_of_row = {int(row): self._prompt_index(int(row)) for row in rows}
         asked: dict[int, tuple[Prompt, Int]] = {}
         for index in dict.fromkeys(index_of_row.values()):  # a group shares its prompt: read and encode it once
-            prompt = self.task.prompt(index % (self.task.size or index + 1), self._options)  # it may be asked again
+            prompt = prompt_at(self.task, index % (self.task.size or index + 1), self._options)  # it may be asked again
             asked[index] = prompt, self.prompt_ids(prompt)
         begun: dict[tuple[int, int], tuple[list[int], Bool | None]] = {}  # by prompt and group
         for row, index in index_of_row.items():

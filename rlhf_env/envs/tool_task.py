@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import MinLen
 
-from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, well_formed
+from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, prompt_at, well_formed
 from rlhf_env.envs.tokenizers import plain_conversation
 from rlhf_env.envs.tool_calls import FORMAT_COLUMN, CallFormat, ToolCall, calls_in
 from rlhf_env.envs.tool_functions import Tools
@@ -89,7 +89,7 @@ class ToolUse:
         return self.task.size
 
     def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
-        asked = self.task.prompt(index, options)
+        asked = prompt_at(self.task, index, options)
         if asked.rendered or asked.as_text:
             raise DataError(f"{asked.id}: tools are told of in the model's own chat template: leave chat_template out")
         if "tools" in asked.meta:

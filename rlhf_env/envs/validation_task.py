@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
-from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
+from rlhf_env.envs.tasks import TaskSpec, load_task, option_names, prompt_at
 from rlhf_env.errors import under
 from rlhf_env.settings import Example, ShareBelowOne, require
 from rlhf_env.types import (
@@ -73,19 +73,19 @@ class Validation:
     @cached_property
     def _places(self) -> list[int]:
         """The indices of this side's prompts in a bounded task; all of them if nothing can be held out."""
-        texts = [_salted(self.task.prompt(index, {})) for index in range(self.task.size or 0)]
+        texts = [_salted(prompt_at(self.task, index, {})) for index in range(self.task.size or 0)]
         aside = held_out_texts(texts, self.share)
         return [i for i, text in enumerate(texts) if not aside or (text in aside) == (self.part == "held_out")]
 
     def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         if self.task.size is not None:
-            return self.task.prompt(self._places[index % len(self._places)], options)
+            return prompt_at(self.task, self._places[index % len(self._places)], options)
         stream = np.random.default_rng(index)
-        prompt = self.task.prompt(index, options)
+        prompt = prompt_at(self.task, index, options)
         for _ in range(_TRIES):
             if self._side(prompt) == self.part:
                 break
-            prompt = self.task.prompt(int(stream.integers(2**31)), options)
+            prompt = prompt_at(self.task, int(stream.integers(2**31)), options)
         return prompt
 
     def _side(self, prompt: Prompt) -> Part:

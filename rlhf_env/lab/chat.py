@@ -20,6 +20,7 @@ import numpy as np
 from rlhf_env.device_names import AUTO
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import StopStrings
+from rlhf_env.envs.tasks import prompt_at
 from rlhf_env.envs.tokenizers import (
     conversation_of,
     end_ids,
@@ -147,7 +148,7 @@ class Chat:
         for name, part in mix.parts.items():
             if isinstance(part, NoReward):  # of an agent that imitates, which none was asked for
                 continue
-            if name == "task" and isinstance(task, ScoresItself) and task.prompt(0, {}).meta and asked.id == _OURS:
+            if name == "task" and isinstance(task, ScoresItself) and prompt_at(task, 0, {}).meta and asked.id == _OURS:
                 why_not = "the question is none of the task's, which come with what their answers are scored by"
                 said.append(PartOfReward(name, mix.weights[name], None, why_not))
             else:
@@ -187,10 +188,10 @@ class Chat:
         asked: list[JsonObject] = [{"role": "user", "content": question}]
         if task is not None:
             for index in range(min(task.size or 0, _PROMPTS_LOOKED_AT)):
-                prompt = task.prompt(index, {})
+                prompt = prompt_at(task, index, {})
                 if prompt.text == question or [*conversation_of(prompt)] == asked:
                     return prompt
-            if conversation_of(task.prompt(0, {})):  # whoever scores reads messages, each in its own template
+            if conversation_of(prompt_at(task, 0, {})):  # whoever scores reads messages, each in its own template
                 return Prompt(_OURS, plain_conversation(asked), messages=tuple(asked))
         return Prompt(_OURS, question)
 

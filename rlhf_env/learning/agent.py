@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
 from rlhf_env.settings import fault
@@ -219,10 +219,58 @@ class Around:
         return getattr(self.agent, name)
 
     def begin(self) -> ResetOptions:
-        return self.agent.begin()
+        return wishes_of(self.agent)
 
     def act(self, observation: Observation, /) -> Decision:
-        return self.agent.act(observation)
+        return decision_of(self.agent, observation)
+
+
+def wishes_of(agent: Agent) -> ResetOptions:
+    """What the agent asks of the next reset. Raises RunFailed where that is not options by name."""
+    wishes: object = agent.begin()
+    if not isinstance(wishes, Mapping) or not all(isinstance(name, str) for name in wishes):
+        came = f"{type(wishes).__name__} whose keys are no strings" if isinstance(wishes, Mapping) else _kind(wishes)
+        raise RunFailed(f"{called(agent)}: begin() gave {came}: a dict of reset options by name is needed, or {{}}")
+    return wishes
+
+
+def decision_of(agent: Agent, observation: Observation) -> Decision:
+    """What the agent decides. Raises RunFailed where that is no Decision, or has not one number for each token.
+
+    What the tokens are, the environment looks at.
+    """
+    decision: object = agent.act(observation)
+    if not isinstance(decision, Decision):
+        remedy = "a rlhf_env.Decision(tokens, logprobs) is needed"
+        raise RunFailed(f"{called(agent)}: act() gave {_kind(decision)}: {remedy}")
+    if not isinstance(decision.extras, Mapping):
+        raise RunFailed(f"{called(agent)}: act() gave {_kind(decision.extras)} as extras: a dict of arrays is needed")
+    rows, shape = len(observation["input_ids"]), None
+    for name, values in {"tokens": decision.tokens, "logprobs": decision.logprobs, **decision.extras}.items():
+        try:
+            array = np.asarray(values)
+        except Exception as error:  # ragged lists; tensors, of which the error says what to do
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RunFailed(f"{called(agent)}: act() gave {name} that are no array: {said}") from error
+        if array.dtype.kind not in "fiub":
+            said = f"gave {_kind(values) if array.ndim == 0 else array.dtype} as {name}"
+            raise RunFailed(f"{called(agent)}: act() {said}: numbers are needed, one for each token of each row")
+        shape = array.shape if shape is None else shape
+        if array.shape[:1] != (rows,) or array.size != np.prod(shape, dtype=int):
+            said = f"gave {name} of shape {array.shape} for {rows} rows and tokens of shape {shape}"
+            raise RunFailed(f"{called(agent)}: act() {said}: one number for each token of each row is needed")
+    return decision
+
+
+def called(agent: Agent) -> str:
+    """As a message names it: of agents around another, the one inside."""
+    while isinstance(agent, Around):
+        agent = agent.agent
+    return f"the agent {type(agent).__name__}"
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def traits(agent: Agent) -> Traits:

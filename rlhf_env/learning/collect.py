@@ -11,8 +11,8 @@ from rlhf_env.envs.actions import Actions
 from rlhf_env.envs.stop_strings import completions
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
-from rlhf_env.errors import ConfigError, RunFailed
-from rlhf_env.learning.agent import Agent, Decision
+from rlhf_env.errors import ConfigError, EnvironmentMisuse, RunFailed
+from rlhf_env.learning.agent import Agent, Decision, called, decision_of, wishes_of
 from rlhf_env.learning.rollout import Rollout, finished
 from rlhf_env.types import Bool, Episode, Float, Int, Observation, Score
 
@@ -29,7 +29,7 @@ def collect(
     Rewards that wait outside this process score texts that have ended while the others are being written (see
     `TextVectorEnv.scoring_meanwhile`).
     """
-    return collect_with(env, agent, {**agent.begin(), **(options or {})}, seed=seed)
+    return collect_with(env, agent, {**wishes_of(agent), **(options or {})}, seed=seed)
 
 
 def collect_with(
@@ -48,14 +48,17 @@ def collect_with(
             asked: Observation = {**observation, "writing": writing, "prompts": prompts}
             if env.stops is not None:
                 asked |= {"stops": env.stops, "stop_states": env.stop_states}
-            decision = agent.act(asked)
+            decision = decision_of(agent, asked)
             before = observation["attention_mask"].sum(axis=1)
             _lay_out(extras, decision, writing, before, env)
-            observation, _, _, _, infos = env.step(action_for(env, decision))
+            try:
+                observation, _, _, _, infos = env.step(action_for(env, decision))
+            except EnvironmentMisuse as error:
+                raise RunFailed(f"{called(agent)}: the environment refuses what act() gave: {error}") from error
             news = finished(infos)
             if not news and np.array_equal(observation["attention_mask"].sum(axis=1), before):
                 raise RunFailed(
-                    "the agent wrote nothing in any row: act() must give at least one token to unfinished rows"
+                    f"{called(agent)} wrote nothing in any row: act() must give at least one token to unfinished rows"
                 )
             ended.update({row: (episode, score) for row, episode, score in news if row not in ended})
     rows = [ended[row] for row in range(env.num_envs)]

@@ -18,6 +18,7 @@ import numpy as np
 
 from rlhf_env.envs.file_task import completion_columns
 from rlhf_env.envs.over_long import FittedTask, OverLong, OverLongCount, cut_prompt, layout_of
+from rlhf_env.envs.tasks import prompt_at
 from rlhf_env.envs.tokenizers import FileTokenizer, as_asked, end_ids, prompt_ids, said_in, template_options
 from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
@@ -66,7 +67,7 @@ def demonstrations_of(
     problems: list[str] = []
     answers = left_out = cut = missing = 0
     for index in range(task.size):
-        prompt = task.prompt(index, {})
+        prompt = prompt_at(task, index, {})
         try:
             turns = list(answered_turns(prompt, tokenizer, wanted or Demonstrated()))
         except DataError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rlhf_env.envs.tasks import prompt_at
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
@@ -106,7 +107,7 @@ def _load_base(
         return TabularPolicy(
             len(tokenizer.symbols),
             max_new_tokens,
-            prompt=tokenizer.encode(task.prompt(0, {}).text),
+            prompt=tokenizer.encode(prompt_at(task, 0, {}).text),
             dtype=dtype,
             sampling=wanted.sampling,
             seed=seed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.tasks import load_task, prompt_at
 from rlhf_env.envs.tokenizers import as_asked, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, under
 from rlhf_env.learning.agent import Setup
@@ -74,7 +74,7 @@ def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = Non
         raise ConfigError(f"{type(task).__name__} makes prompts for ever: ptx_data needs a task with a list of texts")
     episodes: list[Episode] = []
     problems: list[str] = []
-    for prompt in (task.prompt(index, {}) for index in range(task.size)):
+    for prompt in (prompt_at(task, index, {}) for index in range(task.size)):
         if prompt.meta.get("label") in (False, "false", "False"):
             problems.append(f"ptx_data, {prompt.id}: its label is false, and the mix makes every text likelier")
             continue

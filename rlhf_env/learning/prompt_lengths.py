@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlhf_env.envs.tasks import prompt_at
 from rlhf_env.envs.tokenizers import prompt_ids, prompt_ids_within
 from rlhf_env.envs.tool_calls import require_calls
 from rlhf_env.errors import DataError
@@ -31,7 +32,7 @@ def require_prompts_fit(
     for task in tasks:
         most = MOST if first is None else min(first, MOST)
         for index in range(min(8, most) if task.size is None else min(task.size, most)):
-            prompt = task.prompt(index, {})
+            prompt = prompt_at(task, index, {})
             try:
                 require_calls(tokenizer, prompt)
                 asked = len(prompt_ids_within(tokenizer, prompt, max_prompt_tokens))

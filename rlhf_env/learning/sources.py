@@ -15,7 +15,7 @@ from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RlhfEnvError, WriterFailed
 from rlhf_env.learning.advantages import groups_without_spread
-from rlhf_env.learning.agent import Agent, Metrics
+from rlhf_env.learning.agent import Agent, Metrics, wishes_of
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.functional import effective_sample_size
 from rlhf_env.learning.rollout import Rollout
@@ -109,7 +109,7 @@ class EnvSource:
         self._mixes = mixture_of(env.task) is not None
 
     def next(self, agent: Agent, /) -> Rollout:
-        wishes = agent.begin()
+        wishes = wishes_of(agent)
         groups = self.env.num_envs // int(wishes.get("group_size", 1))
         place = self._prompts.place
         self.env.reward.take_logged()  # of an evaluation, or of a rollout that failed

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rlhf_env.device_names import AUTO, problems_of_device
 from rlhf_env.envs.rewards import NoReward, RewardMix
-from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.tasks import load_task, prompt_at
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import Problem, under
@@ -174,7 +174,7 @@ class _Writing:
         return -(-self.prompts // self.wanted.num_envs) * self.wanted.samples * len(self.wanted.temperatures)
 
     def prompt(self, index: int) -> Prompt:
-        return self.task.prompt(index, {})
+        return prompt_at(self.task, index, {})
 
     def check_prompts(self) -> None:
         """Raise DataError with every prompt that does not fit."""

@@ -183,9 +183,9 @@ MUTANTS = (
         "M6",
         "a level is drawn again at every reset",
         "agents/rlhf_agents/curriculum.py",
-        '        return {**self.agent.begin(), "level": config.levels[self._index]}',
+        '        return {**super().begin(), "level": config.levels[self._index]}',
         '        if config.by == "progress":\n            self._draw()\n'
-        '        return {**self.agent.begin(), "level": config.levels[self._index]}',
+        '        return {**super().begin(), "level": config.levels[self._index]}',
         CURRICULUM,
     ),
     Mutant(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rlhf_env import plugins
+from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, RewardError, UnknownName
-from rlhf_env.types import Episode
+from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, PluginError, RewardError, UnknownName
+from rlhf_env.types import Episode, Prompt
 
 
 class Flat:
@@ -219,6 +222,101 @@ def test_settings_that_are_wrong(settings: dict[str, Any], error: type[Exception
 def test_a_task_without_a_score_needs_a_reward() -> None:
     with pytest.raises(ConfigError, match="the task Prompts has no score of its own: name a reward"):
         TextEnv(task={"name": "prompts", "prompts": ["Hi."]})
+
+
+class Questions:
+    """A task that says what it is told to; what is an error, it raises."""
+
+    def __init__(self, asks: Any = None, size: Any = 3, aside: Any = None) -> None:
+        self.asks, self.told, self.aside = asks, size, aside
+
+    @property
+    def size(self) -> Any:
+        return _said(self.told)
+
+    def prompt(self, _index: int, _options: Any, /) -> Any:
+        return _said(self.asks)
+
+    def held_out(self) -> Any:
+        return _said(self.aside)
+
+
+def _said(answer: Any) -> Any:
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("asks", "says"),
+    [
+        (
+            ValueError("no\nsuch"),
+            r"prompt\(2\) raised ValueError: no such: `prompt\(self, index, options\)` must give a",
+        ),
+        (KeyError(), r"prompt\(2\) raised KeyError: `prompt"),
+        (SystemExit(), r"prompt\(2\) raised SystemExit: `prompt"),
+        ("hello", r"prompt\(2\) gave a str: give a rlhf_env\.Prompt\(id="),
+        (None, r"prompt\(2\) gave None: give a rlhf_env\.Prompt"),
+        (Prompt("x", 5), r"prompt\(2\) gave a Prompt whose text is an int: a str is needed"),  # type: ignore[arg-type]
+        (Prompt(7, "x"), r"prompt\(2\) gave a Prompt whose id is an int"),  # type: ignore[arg-type]
+        (Prompt("x", "x", ()), r"prompt\(2\) gave a Prompt whose meta is a tuple: a dict is needed"),  # type: ignore[arg-type]
+    ],
+    ids=["raises", "raises without a word", "exits", "str", "None", "text", "id", "meta"],
+)
+@pytest.mark.parametrize("within", ["alone", "in a mixture"])
+def test_a_prompt_that_is_none_is_the_tasks_fault(asks: Any, says: str, within: str) -> None:
+    task: Any = Questions(asks)
+    task.aside = task
+    if within == "in a mixture":
+        task, says = load_task({"name": "mixture", "tasks": {"a": task}}), says.replace("2", r"\d")
+    envs = TextVectorEnv(1, task=task, reward={"length": {"target": 3}})
+    with pytest.raises(DataError, match=rf"^the task Questions: {says}") as refused:
+        envs.reset(options={"indices": [2]})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (0, r"has the size 0: the number of its prompts, a whole number of at least 1, is needed, or None"),
+        (-1, "has the size -1:"),
+        (3.0, r"has the size 3\.0:"),
+        ("many", "has the size 'many':"),
+        (True, "has the size True:"),
+        (ValueError("not yet"), "size raised ValueError: not yet: the number of its prompts"),
+    ],
+    ids=str,
+)
+def test_a_size_that_is_none_is_the_tasks_fault(size: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "build_plugin", lambda *_, **__: Questions(size=size))
+    wrong: Any = Questions(size=size)
+    for look in (lambda: load_task(wrong), lambda: load_task("echo"), lambda: held_out(Questions(aside=wrong))):  # type: ignore[arg-type]
+        with pytest.raises(PluginError, match=f"^the task Questions:? {says}"):
+            look()
+
+
+@pytest.mark.parametrize(
+    ("aside", "says"),
+    [
+        (
+            None,
+            "gave None, which is no task .it has no size and no prompt.: give the task of",
+        ),
+        ([], "gave a list, which is no task"),
+        (RuntimeError("lost"), "raised RuntimeError: lost: give the task"),
+    ],
+    ids=str,
+)
+def test_held_out_prompts_that_are_none_are_the_tasks_fault(aside: Any, says: str) -> None:
+    with pytest.raises(PluginError, match=rf"^the task Questions: held_out\(\) {says}"):
+        held_out(Questions(aside=aside))
+
+
+def test_what_a_registered_plugin_makes_is_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "build_plugin", lambda *_, **__: SimpleNamespace(size=3))
+    with pytest.raises(PluginError, match=r"^task 'echo' is a SimpleNamespace, which is no task: it has no prompt$"):
+        load_task("echo")
 
 
 def test_a_failing_reward_loses_nothing() -> None:

@@ -16,6 +16,7 @@ import torch
 from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
 from rlhf_env.lab.evaluation.runs import run as run_it
 from rlhf_env.learning import loop
+from rlhf_env.learning.agent import Around, Decision
 from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.loop import train
@@ -42,6 +43,68 @@ def test_the_same_decisions_give_the_same_rollout_in_every_view(k: int, stated: 
     assert torch.equal(whole.extras["value"], view.extras["value"])
     assert [score.raw for score in whole.scores] == [score.raw for score in view.scores]
     assert list(whole.episodes) == list(view.episodes)
+
+
+class Mine:
+    """An agent that says what it is told to."""
+
+    def __init__(self, begins: Any = None, acts: Any = None) -> None:
+        self.begins, self.acts = begins, acts
+
+    def begin(self) -> Any:
+        return self.begins
+
+    def act(self, _observation: Any, /) -> Any:
+        return self.acts
+
+
+class Wrapper(Around):
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+
+
+TOKENS = np.zeros(4, dtype=np.int64)
+ONE_EACH = "one number for each token of each row is needed"
+
+
+@pytest.mark.parametrize(
+    ("begins", "acts", "says"),
+    [
+        (None, None, r"begin\(\) gave None: a dict of reset options by name is needed, or \{\}"),
+        ([1], None, r"begin\(\) gave an object of type list: a dict"),
+        ({1: 2}, None, r"begin\(\) gave dict whose keys are no strings"),
+        ({}, None, r"act\(\) gave None: a rlhf_env\.Decision\(tokens, logprobs\) is needed"),
+        ({}, TOKENS, r"act\(\) gave an object of type ndarray: a rlhf_env\.Decision"),
+        ({}, Decision(None, -1.0 * TOKENS), r"act\(\) gave None as tokens: numbers are needed"),  # type: ignore[arg-type]
+        ({}, Decision(TOKENS, None), r"act\(\) gave None as logprobs: numbers are needed"),  # type: ignore[arg-type]
+        ({}, Decision(TOKENS, -np.ones(3)), rf"act\(\) gave logprobs of shape \(3,\) for 4 rows and .*: {ONE_EACH}"),
+        ({}, Decision(TOKENS[:3], -np.ones(3)), r"act\(\) gave tokens of shape \(3,\) for 4 rows"),
+        ({}, Decision(TOKENS, -np.ones(4), None), r"act\(\) gave None as extras: a dict of arrays"),  # type: ignore[arg-type]
+        ({}, Decision(TOKENS, -np.ones(4), {"value": "x"}), r"act\(\) gave .* as value: numbers are needed"),  # type: ignore[dict-item]
+        ({}, Decision([[1], [1, 2]], -np.ones(4)), r"act\(\) gave tokens that are no array: ValueError"),  # type: ignore[arg-type]
+        (
+            {},
+            Decision(TOKENS, torch.zeros(4, requires_grad=True)),
+            r"act\(\) gave logprobs that are no array: .*detach",
+        ),  # type: ignore[arg-type]
+        (
+            {},
+            Decision(TOKENS + 9, -np.ones(4)),
+            "the environment refuses what act.. gave: token id 9 in row 0 is outside",
+        ),
+        ({}, Decision(TOKENS + 0.5, -np.ones(4)), "the environment refuses what act.. gave: token ids are integers"),
+    ],
+    ids=[
+        *("begin None", "begin list", "begin keys", "act None", "act array", "tokens None", "logprobs None"),
+        *("logprobs short", "tokens short", "extras None", "extra str", "ragged", "gradient", "outside", "floats"),
+    ],
+)
+def test_what_an_agent_says_wrongly_is_its_fault_by_name(begins: Any, acts: Any, says: str) -> None:
+    agent: Any = Mine(begins, acts)
+    for asked in (agent, Wrapper(agent)):
+        with pytest.raises(RunFailed, match=f"^the agent Mine: {says}") as failed:
+            collect(echo_env(1, stated=False), asked, seed=7)
+        assert "\n" not in str(failed.value)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, LIMIT])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlhf_env.envs.tasks import held_out
+from rlhf_env.envs.tasks import held_out, prompt_at
 from rlhf_env.envs.tokenizers import end_ids, keeping_special, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
@@ -32,7 +32,7 @@ def with_reference(workplace: Workplace, model: str) -> Workplace:
     policy, tokenizer = load_other(workplace, model)
     ours = workplace.setup.tokenizer
     task = held_out(workplace.env.task)
-    prompts = [task.prompt(index, {}) for index in range(min(8, task.size or 8))]
+    prompts = [prompt_at(task, index, {}) for index in range(min(8, task.size or 8))]
     alike = (
         tokenizer.vocab_size == ours.vocab_size
         and set(end_ids(tokenizer)) == set(end_ids(ours))

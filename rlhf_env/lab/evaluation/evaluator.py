@@ -17,7 +17,7 @@ from rlhf_env.envs.over_long import FittedTask
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.stop_strings import completions
 from rlhf_env.envs.task_labels import mixture_of, task_label
-from rlhf_env.envs.tasks import held_out
+from rlhf_env.envs.tasks import held_out, prompt_at
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, Problem, RewardError, under
@@ -26,7 +26,7 @@ from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.equal_texts import EqualTexts
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
-from rlhf_env.learning.agent import Agent, Decision, traits
+from rlhf_env.learning.agent import Agent, Around, Decision, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.recorded_texts import recorded_text
 from rlhf_env.learning.rollout import Rollout
@@ -64,7 +64,7 @@ def longest_prompt(workplace: Workplace, tokenizer: Tokenizer) -> int:
     if not traits(workplace.agent).imitates or workplace.rewarded:
         return env.max_prompt_tokens
     task, asked = held_out(env.task), workplace.experiment.evaluation.prompts
-    longest = max(len(prompt_ids(tokenizer, task.prompt(i, {}))) for i in range(min(asked, task.size or asked)))
+    longest = max(len(prompt_ids(tokenizer, prompt_at(task, i, {}))) for i in range(min(asked, task.size or asked)))
     if isinstance(policy, HasContext) and policy.context is not None:  # the last token of a text is never read
         longest = min(longest, policy.context + 1 - env.max_new_tokens)
     return max(longest, env.max_prompt_tokens)
@@ -176,7 +176,7 @@ class Evaluator:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
-        prompts = [aside.prompt(index % (aside.size or count), {}) for index in range(count)]
+        prompts = [prompt_at(aside, index % (aside.size or count), {}) for index in range(count)]
         texts = {question_of(prompt) for prompt in prompts}
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
@@ -188,7 +188,7 @@ class Evaluator:
         else:  # whether the agent writes or reads the task's own answers
             endless = task.size is None and aside is task
             size = task.size or _OF_AN_ENDLESS_TASK
-            trained_on = texts if endless else (question_of(task.prompt(index, {})) for index in range(size))
+            trained_on = texts if endless else (question_of(prompt_at(task, index, {})) for index in range(size))
         return PromptsAsked(
             prompts=len(texts),
             replies=count * experiment.evaluation.samples,
@@ -328,7 +328,7 @@ class Evaluator:
         if possible > _ENUMERABLE:
             return None
         count = self.workplace.experiment.evaluation.prompts
-        prompts = (task.prompt(index % (task.size or count), {}) for index in range(count))
+        prompts = (prompt_at(task, index % (task.size or count), {}) for index in range(count))
         asked = Counter(tuple(prompt_ids(env.tokenizer, prompt)) for prompt in prompts)
         if possible * len(asked) > _ENUMERABLE:
             return None
@@ -426,20 +426,19 @@ class Evaluator:
         ]
 
 
-class _Redrawn:
+class _Redrawn(Around):
     """An agent whose policies draw with another `sampling` while it writes, and score as ever."""
 
     def __init__(self, agent: Agent, policies: Sequence[Policy], sampling: Sampling) -> None:
-        self._agent, self._policies, self._sampling = agent, policies, sampling
-        self.begin, self.update = agent.begin, agent.update
-        self.state_dict, self.load_state_dict = agent.state_dict, agent.load_state_dict
+        self.agent, self._policies, self._sampling = agent, policies, sampling
+        self.update, self.state_dict, self.load_state_dict = agent.update, agent.state_dict, agent.load_state_dict
 
     def act(self, observation: Observation, /) -> Decision:
         usual = [policy.sampling for policy in self._policies]
         for policy in self._policies:
             policy.sampling = self._sampling
         try:
-            return self._agent.act(observation)
+            return super().act(observation)
         finally:
             for policy, sampling in zip(self._policies, usual, strict=True):
                 policy.sampling = sampling

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rlhf_env.envs.tasks import held_out
+from rlhf_env.envs.tasks import held_out, prompt_at
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.metric import Metric
@@ -117,7 +117,7 @@ class Likelihood:
         """Which prompts the answers belong to, and how many of these are learned from too, told by the text."""
         task = self.workplace.env.task
         questions = {question_of(episode.prompt) for episode in self.answers}
-        prompts = (task.prompt(index, {}) for index in range(task.size or 0))
+        prompts = (prompt_at(task, index, {}) for index in range(task.size or 0))
         tokenizer, wanted = self.workplace.setup.tokenizer, self._wanted
         learned = {question_of(asked) for it in prompts for asked, _ in answered_turns(it, tokenizer, wanted)}
         return PromptsAsked(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rlhf_env.envs.tasks import prompt_at
 from rlhf_env.envs.tokenizers import conversation_of, has_template
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
@@ -69,7 +70,7 @@ def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path |
 
 def _say_how_conversations_are_asked(workplace: Workplace) -> None:
     """Warn where messages are written down in the plain layout, which nobody asked for and is no model's own."""
-    own, prompt = has_template(workplace.setup.tokenizer), workplace.env.task.prompt(0, {})
+    own, prompt = has_template(workplace.setup.tokenizer), prompt_at(workplace.env.task, 0, {})
     as_before = workplace.experiment.asks_in_plain and prompt.as_text
     if (own and as_before) or (conversation_of(prompt) and not own):
         why = "as when the run began, before the model's own chat template was the default"
