@@ -87,7 +87,10 @@ def test_a_run_without_a_score_counts_with_the_floor(script: dict[str, Any], kno
 
 def test_the_first_table_is_what_its_script_printed() -> None:
     """All but the columns that README leaves out."""
-    printed = _rows((ROOT / "benchmarks" / "results" / "first.md").read_text(encoding="utf-8"))
+    prints = ROOT / "benchmarks" / "results" / "first.md"
+    if not prints.exists():
+        pytest.skip("a source distribution has no benchmarks")
+    printed = _rows(prints.read_text(encoding="utf-8"))
     shown = _rows((ROOT / "README.md").read_text(encoding="utf-8"))
     columns = shown[0].keys()
     assert shown == [{name: row[name] for name in columns} for row in printed]
