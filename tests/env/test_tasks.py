@@ -282,7 +282,7 @@ class OneName(Sound):
         (OneId(), "ids", "prompts 0 and 1 share the id 'one'"),
         (EmptyText(), "encodes", "'empty/0'"),
         (Leaks(), "held_out", "sound/0"),
-        (NanScore(), "score", "finite float, got nan, for prompt 'say 0', response ''"),
+        (NanScore(), "score", "or None, got nan, for prompt 'say 0', response ''"),
         (DividesByLength(), "score", "ZeroDivisionError"),
         (RepliesInNumbers(), "reply", "got 3"),
         (ForbidsEverything(), "action_mask", "allows a token"),
