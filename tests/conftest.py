@@ -39,9 +39,12 @@ typer.main.get_command = functools.cache(typer.main.get_command)
 
 @pytest.fixture(scope="module", autouse=True)
 def _equal_models_are_asked_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """See `asked_once`. Nothing is imported for it: a test of what loads no torch has none to load."""
+    """See `asked_once`. Nothing is imported for it: a test of what loads no torch has none to load.
+
+    Nor of processes that divide a model: to ask it whole is what lets it be asked in parts.
+    """
     module = sys.modules.get("rlhf_env.policies.language_model")
-    if module is None or {"policies", "testing", "engines"} & {*request.path.parts}:
+    if module is None or {"policies", "testing", "engines", "processes"} & {*request.path.parts}:
         yield
         return
     sys.path.insert(0, str(Path(__file__).parent))
@@ -73,6 +76,7 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The tests of a process have a temporary folder of their own, which is as good as empty when they have ended."""
     tmp_path_factory.getbasetemp()  # pytest's own is elsewhere, and stays for whoever looks into a failure
     usual, place = (os.environ.get("TMPDIR"), tempfile.tempdir), tempfile.mkdtemp(prefix="tests-")
+    Path(place).chmod(0o755)  # some tests do their work as another user
     os.environ["TMPDIR"] = tempfile.tempdir = place
     yield
     gc.collect()

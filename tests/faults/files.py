@@ -95,7 +95,7 @@ def no_room_for_a_file(folder: Path) -> None:
 @fault("F2", "no room where nobody reckoned with it: exit 3, no traceback", quick=True)
 def no_room_anywhere(folder: Path) -> None:
     def prepare() -> None:
-        checking._check_file = lambda file: file.write_text("x" * 4096) and None
+        checking._check_file = lambda file, _note: file.write_text("x" * 4096) and None
         limited(1000)
 
     ended = rlhf_env("check", str(folder / "any.toml"), before=prepare)
