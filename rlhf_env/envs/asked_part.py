@@ -19,7 +19,7 @@ from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
 from rlhf_env.envs.waiting import WaitsOutside
 from rlhf_env.errors import RewardError
-from rlhf_env.own_code import raised_at
+from rlhf_env.own_code import error_in_words
 from rlhf_env.settings import Share, settings
 from rlhf_env.types import AnyReward, Episode, Float, GroupReward, ReadsBatch, ReadsLogprobs, TokenReward
 
@@ -207,8 +207,7 @@ def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:
 def _what_it_did(error: BaseException) -> str:
     if isinstance(error, (RewardFailed, RewardError)):
         return str(error)
-    place = raised_at(error)
-    return f"raised {type(error).__name__}: {error}{f' ({place})' if place else ''}"
+    return f"raised {error_in_words(error)}"
 
 
 def _id(episode: Episode) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from rlhf_env.envs.isolation import START_SECONDS, Said, receive, send
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.own_code import raised_at
+from rlhf_env.own_code import error_in_words
 from rlhf_env.types import (
     AnyReward,
     BoundedAbove,
@@ -111,8 +111,7 @@ def _answered(reward: Any, request: bytearray) -> Said:
     except RewardError as error:
         return {"raised": str(error), "speaks_for_all": True}
     except Exception as error:
-        place = raised_at(error)
-        return {"raised": f"{type(error).__name__}: {error}{f' ({place})' if place else ''}"}
+        return {"raised": error_in_words(error)}
 
 
 @runtime_checkable

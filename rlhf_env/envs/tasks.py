@@ -13,8 +13,9 @@ from annotated_types import MinLen
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, DataError, PluginError, Problem, RlhfEnvError
-from rlhf_env.own_code import OwnCode, raised_at
+from rlhf_env.own_code import OwnCode, error_in_words
 from rlhf_env.settings import Chooses, ShareBelowOne, settings
+from rlhf_env.shown_text import type_in_words
 from rlhf_env.types import Episode, HoldsOut, JudgesForm, Prompt, ReadsOptions, ResetOptions, Task
 
 # A task as a user writes it: a name, a table with a name and settings, or the task itself.
@@ -40,7 +41,9 @@ def load_task(spec: TaskSpec) -> Task:
     if missing := _missing(task):
         if isinstance(name, OwnCode):
             raise plugins.wrong_kind("task", name, task)
-        raise PluginError(f"task {name!r} is {_a(task)}, which is no task: it has no {' and no '.join(missing)}")
+        raise PluginError(
+            f"task {name!r} is {type_in_words(task)}, which is no task: it has no {' and no '.join(missing)}"
+        )
     return _sized(task)
 
 
@@ -66,7 +69,7 @@ def _sized(task: Task) -> Task:
     except RlhfEnvError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{_called(task)}: size {_raised(error)}: {_SIZE}") from error
+        raise PluginError(f"{_called(task)}: size raised {error_in_words(error)}: {_SIZE}") from error
     if size is None or (isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 1):
         return task
     raise PluginError(f"{_called(task)} has the size {' '.join(repr(size).split()):.60}: {_SIZE}")
@@ -85,11 +88,11 @@ def held_out(task: Task) -> Task:
     except RlhfEnvError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{_called(task)}: held_out() {_raised(error)}: {remedy}") from error
+        raise PluginError(f"{_called(task)}: held_out() raised {error_in_words(error)}: {remedy}") from error
     if aside is task:
         return task
     if missing := _missing(aside):
-        said = f"gave {_a(aside)}, which is no task (it has no {' and no '.join(missing)})"
+        said = f"gave {type_in_words(aside)}, which is no task (it has no {' and no '.join(missing)})"
         raise PluginError(f"{_called(task)}: held_out() {said}: {remedy}")
     return _sized(aside)
 
@@ -102,13 +105,13 @@ def prompt_at(task: Task, index: int, options: ResetOptions) -> Prompt:
         raise
     except (Exception, SystemExit) as error:
         remedy = "`prompt(self, index, options)` must give a Prompt for every index"
-        raise DataError(f"{_called(task)}: prompt({index}) {_raised(error)}: {remedy}") from error
+        raise DataError(f"{_called(task)}: prompt({index}) raised {error_in_words(error)}: {remedy}") from error
     if not isinstance(prompt, Prompt):
         remedy = 'give a rlhf_env.Prompt(id="...", text="...")'
-        raise DataError(f"{_called(task)}: prompt({index}) gave {_a(prompt)}: {remedy}")
+        raise DataError(f"{_called(task)}: prompt({index}) gave {type_in_words(prompt)}: {remedy}")
     for name, kind, needed in _FIELDS:
         if not isinstance(value := getattr(prompt, name), kind):
-            said = f"gave a Prompt whose {name} is {_a(value)}"
+            said = f"gave a Prompt whose {name} is {type_in_words(value)}"
             raise DataError(f"{_called(task)}: prompt({index}) {said}: {needed} is needed")
     return prompt
 
@@ -119,18 +122,6 @@ _FIELDS: Sequence[tuple[str, type, str]] = (("id", str, "a str"), ("text", str, 
 
 def _called(task: Task) -> str:
     return f"the task {type(task).__name__}"
-
-
-def _a(value: object) -> str:
-    """What somebody gave, by its type: it may be large, or its own words may fail."""
-    name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
-
-
-def _raised(error: BaseException) -> str:
-    at = raised_at(error)
-    said = f"raised {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-    return said + (f" ({at})" if at else "")
 
 
 @settings(kw_only=False)

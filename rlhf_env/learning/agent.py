@@ -12,6 +12,7 @@ from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
 from rlhf_env.settings import fault
+from rlhf_env.shown_text import type_in_words
 from rlhf_env.types import Float, Int, Observation, ResetOptions, State, Task, Tokenizer
 
 if TYPE_CHECKING:
@@ -229,7 +230,11 @@ def wishes_of(agent: Agent) -> ResetOptions:
     """What the agent asks of the next reset. Raises RunFailed where that is not options by name."""
     wishes: object = agent.begin()
     if not isinstance(wishes, Mapping) or not all(isinstance(name, str) for name in wishes):
-        came = f"{type(wishes).__name__} whose keys are no strings" if isinstance(wishes, Mapping) else _kind(wishes)
+        came = (
+            f"{type(wishes).__name__} whose keys are no strings"
+            if isinstance(wishes, Mapping)
+            else type_in_words(wishes)
+        )
         raise RunFailed(f"{called(agent)}: begin() gave {came}: a dict of reset options by name is needed, or {{}}")
     return wishes
 
@@ -242,9 +247,11 @@ def decision_of(agent: Agent, observation: Observation) -> Decision:
     decision: object = agent.act(observation)
     if not isinstance(decision, Decision):
         remedy = "a rlhf_env.Decision(tokens, logprobs) is needed"
-        raise RunFailed(f"{called(agent)}: act() gave {_kind(decision)}: {remedy}")
+        raise RunFailed(f"{called(agent)}: act() gave {type_in_words(decision)}: {remedy}")
     if not isinstance(decision.extras, Mapping):
-        raise RunFailed(f"{called(agent)}: act() gave {_kind(decision.extras)} as extras: a dict of arrays is needed")
+        raise RunFailed(
+            f"{called(agent)}: act() gave {type_in_words(decision.extras)} as extras: a dict of arrays is needed"
+        )
     rows, shape = len(observation["input_ids"]), None
     for name, values in {"tokens": decision.tokens, "logprobs": decision.logprobs, **decision.extras}.items():
         try:
@@ -253,7 +260,7 @@ def decision_of(agent: Agent, observation: Observation) -> Decision:
             said = " ".join(f"{type(error).__name__}: {error}".split())
             raise RunFailed(f"{called(agent)}: act() gave {name} that are no array: {said}") from error
         if array.dtype.kind not in "fiub":
-            said = f"gave {_kind(values) if array.ndim == 0 else array.dtype} as {name}"
+            said = f"gave {type_in_words(values) if array.ndim == 0 else array.dtype} as {name}"
             raise RunFailed(f"{called(agent)}: act() {said}: numbers are needed, one for each token of each row")
         shape = array.shape if shape is None else shape
         if array.shape[:1] != (rows,) or array.size != np.prod(shape, dtype=int):
@@ -267,10 +274,6 @@ def called(agent: Agent) -> str:
     while isinstance(agent, Around):
         agent = agent.agent
     return f"the agent {type(agent).__name__}"
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def traits(agent: Agent) -> Traits:

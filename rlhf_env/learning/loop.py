@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed, WriterFailed
-from rlhf_env.learning.agent import Agent, Metrics
+from rlhf_env.learning.agent import Agent, Metrics, called
 from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
@@ -25,6 +25,7 @@ from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import WRITER, EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import StoppingRule
+from rlhf_env.shown_text import type_in_words
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.working_folder import same_folder
 
@@ -305,18 +306,17 @@ def histogram(values: Tensor, bins: int = 10) -> JsonObject:
 
 def _named(metrics: object, agent: Agent) -> Metrics:
     """Agents' metrics go under train/ unless they name a section themselves. Raises RunFailed for what are none."""
-    who = f"update() of the agent {type(agent).__name__}"
+    who = f"{called(agent)}: update()"
     if not isinstance(metrics, Mapping):
-        raise RunFailed(f"{who} gave {_shown(metrics)}: a dict of numbers by name is needed, {{}} where there are none")
+        raise RunFailed(
+            f"{who} gave {type_in_words(metrics)}: a dict of numbers by name is needed, {{}} where there are none"
+        )
     named: Metrics = {}
     for name, value in metrics.items():
         if not isinstance(name, str) or not isinstance(value, (int, float, np.number)):
             remedy = "float(...) makes one of a tensor of one number"
-            raise RunFailed(f"{who} gave {name!r}: {_shown(value)}: names are texts and values numbers; {remedy}")
+            raise RunFailed(
+                f"{who} gave {type_in_words(value)} as {name!r}: names are texts and values numbers; {remedy}"
+            )
         named[name if "/" in name else f"train/{name}"] = value if isinstance(value, (int, float)) else float(value)
     return named
-
-
-def _shown(value: object) -> str:
-    """In a line, whatever it is."""
-    return f"{type(value).__name__} {value!r}".replace("\n", " ")[:120]

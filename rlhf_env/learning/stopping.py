@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed, under
 from rlhf_env.learning.tracking import LoggedRow
-from rlhf_env.own_code import raised_at
+from rlhf_env.own_code import error_in_words
 from rlhf_env.settings import AtLeastOne, Name, NonNegative, Positive, settings
 from rlhf_env.types import JsonView, State
 from rlhf_env.working_folder import same_folder
@@ -194,9 +194,7 @@ def _reason_of(name: str, rule: StoppingRule, row: LoggedRow) -> str | None:
     except RlhfEnvError:
         raise
     except (Exception, SystemExit) as error:
-        at = raised_at(error)
-        said = f"[stopping.{name}] raised {type(error).__name__}: {error}".rstrip(": ")
-        raise RunFailed(said + (f" ({at})" if at else "")) from error
+        raise RunFailed(f"[stopping.{name}] raised {error_in_words(error)}") from error
     if reason is None or isinstance(reason, str):
         return reason
     raise RunFailed(f"[stopping.{name}] gave {reason!r}: a reason to stop, in words, or None is needed")

@@ -1,7 +1,7 @@
 """llama.cpp's own server writes for evaluations and best-of-n: `[policy] writer = "server"` against a server of others.
 
     make server-writer       # compiles llama.cpp (ten minutes) unless it is there, and runs this
-    python tests/engines/llama_cpp_writes.py FOLDER_OF_SMOLLM2 FOLDER_OF_LLAMA_CPP
+    python tests/engines/llama_cpp_writes.py FOLDER_OF_SMOLLM2 FOLDER_OF_LLAMA_CPP [smollm2-q8_0.gguf]
 
 The server and the run have SmolLM2-135M-Instruct in float32: so the log-probabilities that are stated are the server's
 own, and greedy texts the run's own. (In 8 bits the server is another writer: it rounds activations as well, by which
@@ -88,12 +88,13 @@ def measure(folder: Path, model: Path, url: str) -> None:
 
 def main() -> None:
     model, llama = Path(sys.argv[1]).absolute(), Path(sys.argv[2]).absolute()
+    weights = llama / (sys.argv[3] if len(sys.argv) > 3 else "smollm2-f32.gguf")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
         llama / "llama-server",
         "--model",
-        llama / "smollm2-f32.gguf",
+        weights,
         "--host",
         "127.0.0.1",
         "--port",

@@ -71,10 +71,10 @@ ONE_EACH = "one number for each token of each row is needed"
     ("begins", "acts", "says"),
     [
         (None, None, r"begin\(\) gave None: a dict of reset options by name is needed, or \{\}"),
-        ([1], None, r"begin\(\) gave an object of type list: a dict"),
+        ([1], None, r"begin\(\) gave a list: a dict"),
         ({1: 2}, None, r"begin\(\) gave dict whose keys are no strings"),
         ({}, None, r"act\(\) gave None: a rlhf_env\.Decision\(tokens, logprobs\) is needed"),
-        ({}, TOKENS, r"act\(\) gave an object of type ndarray: a rlhf_env\.Decision"),
+        ({}, TOKENS, r"act\(\) gave a ndarray: a rlhf_env\.Decision"),
         ({}, Decision(None, -1.0 * TOKENS), r"act\(\) gave None as tokens: numbers are needed"),  # type: ignore[arg-type]
         ({}, Decision(TOKENS, None), r"act\(\) gave None as logprobs: numbers are needed"),  # type: ignore[arg-type]
         ({}, Decision(TOKENS, -np.ones(3)), rf"act\(\) gave logprobs of shape \(3,\) for 4 rows and .*: {ONE_EACH}"),
@@ -356,10 +356,10 @@ def test_an_experiment_without_progress_ends_early_and_says_so(toy: Any, tmp_pat
 @pytest.mark.parametrize(
     ("gave", "said"),
     [
-        (None, "update\\(\\) of the agent Spends gave NoneType None: a dict of numbers by name is needed"),
-        ({"loss": torch.tensor(0.5)}, r"gave 'loss': Tensor tensor\(0\.5000\): .*float\(\.\.\.\) makes one"),
-        ({"loss": "low"}, "gave 'loss': str 'low'"),
-        ({3: 1.0}, "gave 3: float 1.0: names are texts"),
+        (None, r"the agent Spends: update\(\) gave None: a dict of numbers by name is needed"),
+        ({"loss": torch.tensor(0.5)}, r"gave a Tensor as 'loss': .*float\(\.\.\.\) makes one"),
+        ({"loss": "low"}, "gave a str as 'loss'"),
+        ({3: 1.0}, "gave a float as 3: names are texts"),
     ],
     ids=["none", "tensor", "text", "number for a name"],
 )

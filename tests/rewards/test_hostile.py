@@ -105,7 +105,7 @@ def test_who_is_imported_or_made_leaves_the_folder_and_the_program(
         Entry("reward", "mine", "leaves_early:value", "me").load()
     with pytest.raises(PluginError, match="reward 'mine': it would end the program while it is made"):
         call_with(lambda: sys.exit(3), {}, {}, "reward 'mine'")
-    with pytest.raises(PluginError, match="reward 'mine': ZeroDivisionError while it is made: integer division"):
+    with pytest.raises(PluginError, match="reward 'mine': ZeroDivisionError: integer division"):
         call_with(lambda: 1 // 0, {}, {}, "reward 'mine'")
     assert Path.cwd() == tmp_path
 

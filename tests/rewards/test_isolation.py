@@ -228,7 +228,7 @@ def test_its_limits_are_set_and_torch_is_not_loaded(odd: RewardMix) -> None:
     [
         ({"length": {"isolate": True, "targte": 3}}, "reward 'length': no setting 'targte': did you mean 'target'"),
         ({"kl": {"isolate": True}}, r"reward 'kl': the setting 'reference' is required .*lent the tokenizer"),
-        ({"users_toomuch": {"isolate": True}}, "reward 'users_toomuch': RuntimeError while it is made: not today"),
+        ({"users_toomuch": {"isolate": True}}, "reward 'users_toomuch': RuntimeError: not today"),
     ],
     ids=["setting", "lent", "raises"],
 )
