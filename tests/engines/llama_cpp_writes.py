@@ -51,12 +51,12 @@ def experiment(folder: Path, model: Path, url: str, agent: dict[str, object]) ->
 
 def measure(folder: Path, model: Path, url: str) -> None:
     one = rlhf_env.run(experiment(folder, model, url, {"name": "reference"}))
-    best = rlhf_env.run(experiment(folder, model, url, {"name": "best_of_n", "n": 4}))
+    best = rlhf_env.run(experiment(folder, model, url, {"name": "best_of_n", "n": 16}))
     for sample in best.evaluation.samples:
         print("      ", json.dumps(sample["response"])[:100])
     objectives = [run.evaluation.metrics["objective"] for run in (one, best)]
-    holds("the best of 4 earn more than one", objectives[1] > objectives[0], np.round(objectives, 3).tolist())
-    again = rlhf_env.run(experiment(folder, model, url, {"name": "best_of_n", "n": 4}))
+    holds("the best of 16 earn more than one", objectives[1] > objectives[0], np.round(objectives, 3).tolist())
+    again = rlhf_env.run(experiment(folder, model, url, {"name": "best_of_n", "n": 16}))
     print("       the same again:", again.evaluation.metrics["objective"] == objectives[1])
     greedy = {
         **experiment(folder, model, url, {"name": "reference"}),
@@ -80,7 +80,7 @@ def measure(folder: Path, model: Path, url: str) -> None:
         means.append(float(rollout.logprobs.sum() / rollout.actions.sum()))
     said = "{:.2f} and {:.2f} nats a token".format(*means)
     holds(
-        "the server's texts are as likely to the run's model as its own are, to 0.5",
+        "the server's texts are as likely to the run's model as its own are, to a nat",
         abs(means[0] - means[1]) < 0.5,
         said,
     )
