@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from rlhf_env.processor import processor_entries
+
 _PACKAGES = ("rlhf_env", "rlhf_agents", "rlhf_rewards")
 _TELLING = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")  # of /proc/cpuinfo, x86 and ARM
 
@@ -20,13 +22,7 @@ _TELLING = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")  
 @functools.cache
 def processor_family() -> str:
     """Such as "x86_64 AuthenticAMD 25 17 AVX512": architecture, maker, family, model, and what torch makes of it."""
-    found: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    except OSError:  # another system than Linux
-        found["vendor_id"] = platform.processor()
+    found = processor_entries()
     words = [platform.machine(), *(found.get(name, "") for name in _TELLING)]
     return " ".join(word for word in [*words, torch.backends.cpu.get_cpu_capability()] if word)
 

@@ -3,7 +3,8 @@
 In float32 on a CPU, torch multiplies matrices with MKL, which does not use the widest instructions of processors that
 are not Intel's; oneDNN does. But oneDNN compiles a kernel for every new shape and never frees it, and a run with texts
 of all lengths has thousands of shapes. So small matmuls stay with MKL, and so do those whose number of rows is not one
-of the round numbers that `round_up` gives: callers pad to one of those.
+of the round numbers that `round_up` gives: callers pad to one of those. On Intel's processors MKL is as fast or faster
+for all of them; there oneDNN only multiplies few rows by large matrices that it has packed.
 """
 
 from __future__ import annotations
@@ -17,24 +18,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.untyped import AutogradContext
+from rlhf_env.processor import is_intel
 
 # oneDNN pays from this many multiplications on, if a shape is used a few times (once per layer).
 LARGE_MATMUL = 2**24
 
 
+# Beside MKL on Intel's processors, packed matrices pay from this many numbers on.
+LARGE_FOR_MKL = 2**18
+
+
 def has_onednn(like: Tensor) -> bool:
-    """Whether oneDNN can multiply matrices with the precision and device of `like`."""
-    built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return built_in and like.dtype == torch.float32 and like.device.type == "cpu"
+    """Whether oneDNN can multiply matrices with the precision and device of `like`, and faster than MKL does."""
+    return _is_float32_on_cpu(like) and not mkl_is_quick()
 
 
-def has_packed(like: Tensor) -> bool:
+def has_packed(weight: Tensor) -> bool:
     """Whether oneDNN reads weights like this one fastest from blocks of its own: in float32, and in bfloat16 where the
     processor multiplies that."""
-    if like.dtype != torch.bfloat16:
-        return has_onednn(like)
-    built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return built_in and like.device.type == "cpu" and multiplies_bfloat16()
+    if weight.dtype == torch.bfloat16:
+        return _has_mkldnn() and weight.device.type == "cpu" and multiplies_bfloat16()
+    return _is_float32_on_cpu(weight) and (weight.numel() >= LARGE_FOR_MKL or not mkl_is_quick())
+
+
+@cache
+def mkl_is_quick() -> bool:
+    """Whether MKL, where torch has it, uses all that this processor can do."""
+    return bool(torch.backends.mkl.is_available()) and is_intel()  # type: ignore[no-untyped-call]
+
+
+def _is_float32_on_cpu(like: Tensor) -> bool:
+    return _has_mkldnn() and like.dtype == torch.float32 and like.device.type == "cpu"
+
+
+def _has_mkldnn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 @cache

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from rlhf_env.policies import linear as module
-from rlhf_env.policies.linear import adapted_linear, has_onednn, linear, matmul, round_up
+from rlhf_env.policies.linear import LARGE_FOR_MKL, adapted_linear, has_onednn, has_packed, linear, matmul, round_up
+
+
+@pytest.fixture(autouse=True)
+def where_mkl_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN multiplies here, on Intel's processors too."""
+    monkeypatch.setattr(module, "mkl_is_quick", lambda: False)
 
 
 def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -64,6 +70,17 @@ def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest
     matmul(*[part.detach() for part in parts(9, 8, 6)])  # no round number of rows
     with pytest.raises(AssertionError, match="not for oneDNN"):
         matmul(*[part.detach() for part in parts(8, 8, 6)])
+
+
+def test_where_mkl_is_quick_onednn_has_large_packed_matrices_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = torch.empty(LARGE_FOR_MKL - 1), torch.empty(LARGE_FOR_MKL)
+    assert has_packed(small) and has_packed(large) and has_onednn(large)
+    monkeypatch.setattr(module, "mkl_is_quick", lambda: True)
+    assert not has_packed(small) and has_packed(large)
+    assert not has_onednn(large)
+    monkeypatch.setattr(module, "LARGE_MATMUL", 0)
+    monkeypatch.delattr(torch.ops.mkldnn, "_linear_pointwise", raising=False)
+    matmul(*[part.detach() for part in parts(8, 8, 6)])
 
 
 class TestAdapted:
