@@ -29,7 +29,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from types import ModuleType
@@ -271,6 +271,12 @@ class PluginHost:
         """The distributions that ask for another version of this one. They are used all the same."""
         faults = {name: fault_of_version(point.dist, OWN, version(OWN)) for name, point in self._others.items()}
         return [Failure(name, fault) for name, fault in faults.items() if fault]
+
+    def versions_of(self, words: Collection[str]) -> dict[str, str]:
+        """The version of each other distribution that offers a plugin of which the name is among `words`."""
+        offering = {entry.origin for entry in self if entry.name in words}
+        dists = {name: point.dist for name, point in self._others.items() if name in offering}
+        return {name: dist.version for name, dist in sorted(dists.items()) if dist is not None}
 
     def _let_in(self, points: Sequence[EntryPoint], choice: str | None) -> Iterator[EntryPoint]:
         words = [word.strip() for word in (choice or "").split(",") if word.strip()]

@@ -53,7 +53,8 @@ class RunFolder:
     folder's name, if nothing else is given. Relative paths in the experiment lead from `paths_from` (default: the
     working directory), which is kept, so that the run can be read from anywhere. `code` are the files of the user's own
     code, sha256 by path: a run that was started with others is refused, unless `allow_changed_code`. `data` are the
-    files that it reads, likewise: a run whose files changed goes on, and says so.
+    files that it reads, likewise: a run whose files changed goes on, and says so. `plugins` are the versions of the
+    distributions that its plugins are of, by name; a run that resumes with others says so too.
 
     A run whose files are damaged or missing is refused, each problem named; with `allow_partial` it goes on with what
     is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
@@ -78,6 +79,7 @@ class RunFolder:
         paths_from: Path | None = None,
         code: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
+        plugins: Mapping[str, str] | None = None,
         allow_changed_code: bool = False,
         megabytes_of_texts: int = 16,
     ) -> None:
@@ -92,6 +94,7 @@ class RunFolder:
         self._changed_code: list[str] = []
         self._data = as_recorded(data or {}, paths_from)
         self._changed_data: list[str] = []
+        self._versions = versions() | dict(plugins or {})
         self._resume = resume
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
@@ -206,7 +209,7 @@ class RunFolder:
         described, record = self.path / "experiment.toml", self.path / "record.json"
         if not record.exists():
             command = [without_secrets(word) for word in sys.argv]
-            begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
+            begun = {"versions": self._versions, "config_hash": self.config_hash, "command": command}
             begun["paths_from"] = str(self._paths_from)
             begun |= {"processor": processor_family(), "library": library_sha256()}
             begun["conversations"] = "own"  # how they are asked where nothing is said; older versions knew "plain" only
@@ -301,7 +304,7 @@ class RunFolder:
         return checkpoints.save(self.path / BEST, step, state, record, keep=1)
 
     def _record_of(self, threads: int, hardware: str) -> JsonObject:
-        return {"versions": versions(), "threads": threads, "hardware": hardware, "config_hash": self.config_hash}
+        return {"versions": self._versions, "threads": threads, "hardware": hardware, "config_hash": self.config_hash}
 
     @property
     def threads(self) -> int | None:
@@ -387,7 +390,7 @@ class RunFolder:
             {"threads": at, "device": place, **made}
             for at, place, made in (
                 (manifest.get("threads"), manifest.get("hardware", "cpu"), manifest.get("versions", {})),
-                (threads or manifest.get("threads"), hardware, versions()),
+                (threads or manifest.get("threads"), hardware, self._versions),
             )
         )
         self.not_exact = [

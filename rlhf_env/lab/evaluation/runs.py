@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from rlhf_env import plugins
 from rlhf_env.device_names import AUTO
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
@@ -204,6 +206,7 @@ def run(
                     paths_from=wanted.folder,
                     code=workplace.code,
                     data=data,
+                    plugins=_plugins_of(wanted),
                     allow_changed_code=allow_changed_code,
                     megabytes_of_texts=wanted.texts.megabytes,
                 )
@@ -239,10 +242,25 @@ def _require_alike(
             **asked,
             "experiment": config_hash(workplace.experiment.to_toml()),
             **{name: version for name, version in versions().items() if name != "platform"},
+            **_plugins_of(workplace.experiment),
             "model (sha256 of its weights)": weights_told(workplace.setup.policy),
             **of_files,
         }
     )
+
+
+def _plugins_of(experiment: Experiment) -> dict[str, str]:
+    """The versions of the installed distributions that plugins which the experiment names are of."""
+    return plugins.host().versions_of(_words(tomllib.loads(experiment.to_toml())))
+
+
+def _words(value: object) -> set[str]:
+    """All keys and strings in what a TOML file says."""
+    if isinstance(value, Mapping):
+        return set(value).union(*map(_words, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_words, value))
+    return {value} if isinstance(value, str) else set()
 
 
 def _trained(
