@@ -184,7 +184,9 @@ class HasNextTokens(Protocol):
 
 
 class Policy(Protocol):
-    """A writer. `device`, `dtype` and the module methods are as in `torch.nn.Module`; nothing uses a global generator.
+    """A model that generates texts (`write`) and scores them (`evaluate`, `response_logprobs`).
+
+    `device`, `dtype` and the module methods are as in `torch.nn.Module`; nothing uses a global random generator.
 
     `write` and `response_logprobs` run without dropout and without gradients and leave `training` as it was;
     `evaluate` runs in the mode the module is in.

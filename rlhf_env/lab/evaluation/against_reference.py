@@ -130,12 +130,12 @@ def evaluate_run(
     trust_code: bool = False,
     device: str = AUTO,
 ) -> RunEvaluation:
-    """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
+    """Compare a run's agent with its reference, as `rlhf-env evaluate` does: rewards, KL, win rate, behaviour.
 
-    `prompts`, `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default, they are as the
-    run says, but for one answer to each prompt where `decoding` is greedy.
-    `reference` is a model, or another run, to compare with in the place of the model that the run began with; it must
-    have the same tokenizer. `trust_code` and `device` are those of `load_run`.
+    The run in `folder` is read by `load_run` at that `checkpoint`, with its `trust_code` and `device`. `prompts`,
+    `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default they are the run's own (with
+    greedy decoding, one answer to each prompt). `reference` is a model, or another run, to compare with instead of the
+    model that the run began with; it must have the same tokenizer.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
