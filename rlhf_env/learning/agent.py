@@ -144,7 +144,7 @@ class WeighsRows(Protocol):
 
 @runtime_checkable
 class BoundsItsKL(Protocol):
-    """`kl_bound`, in nats a response: of a distance to the policy that cannot be measured."""
+    """`kl_bound`, in nats per response: of a distance to the policy that cannot be measured."""
 
     @property
     def kl_bound(self) -> float | None: ...

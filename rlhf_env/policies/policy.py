@@ -126,7 +126,7 @@ class TextWriter(Protocol):
     of_training: bool
     """Whether training alone has its texts, which it writes with the policy's weights; else evaluations have them."""
     max_kl: float
-    """How far what it wrote may be from the policy, in nats a token."""
+    """How far what it wrote may be from the policy, in nats per token."""
 
     def write(
         self, policy: Any, weights: tuple[object, ...], observation: Observation, rows: Bool, numbers: Float, /

@@ -79,7 +79,7 @@ class RunEvaluation:
     has no score. Intervals count prompts: where one was
     asked more than once, its answers are one value.
     `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
-    Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
+    Wilson's interval. `kl`: KL(agent || reference) in nats per response by two estimators, k1 and k3, and where so few
     texts are possible that it is a sum, "exact". Both estimators are unbiased; where the agent has all but stopped
     writing something that the reference does write, k3 has its mean from texts too rare to be drawn, and comes out too
     small. For an agent whose distance can only be bounded, `kl_bound` instead. `rates` are shares of texts: cut off,
@@ -390,9 +390,9 @@ def _numbers(found: RunEvaluation) -> Table:
     for name, rate in found.win_rate.items():
         table.add_row(f"win rate, {name}", _interval(rate, ".3f"), "0.500", "")
     for name, kl in found.kl.items():
-        table.add_row(f"KL to the reference, {name}", _interval(kl), "" if found.decoding else "0", "nats a response")
+        table.add_row(f"KL to the reference, {name}", _interval(kl), "" if found.decoding else "0", "nats per response")
     if found.kl_bound is not None:
-        table.add_row("KL to the reference, at most", f"{found.kl_bound:.4g}", "0", "nats a response")
+        table.add_row("KL to the reference, at most", f"{found.kl_bound:.4g}", "0", "nats per response")
     for it in found.measures:
         change = "" if it.difference is None else _interval(it.difference)
         table.add_row(it.name, f"{it.agent:.4g}", f"{it.reference:.4g}", change)
