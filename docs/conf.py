@@ -29,6 +29,7 @@ copybutton_prompt_text = "$ "
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True  # a name, and not the whole table that it stands for
 autodoc_class_signature = "separated"
 add_module_names = False
 python_use_unqualified_type_names = True

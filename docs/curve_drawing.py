@@ -11,7 +11,7 @@ from rlhf_env.lab.drawing import INK, LINE, MUTED, PALETTE, PAPER, short_count, 
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 490, 46, 132, 30, 40  # readable at the width of a phone, too
 _HEIGHTS = {"reward": 210, "kl": 160}
-_TITLES = {"reward": "Reward (mean over prompts, without KL)", "kl": "KL to the reference, nats a text"}
+_TITLES = {"reward": "Reward (mean over prompts, without KL)", "kl": "KL to the reference, nats per text"}
 
 
 @dataclass(frozen=True)

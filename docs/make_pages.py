@@ -39,6 +39,8 @@ _WHERE = (
 _COMMANDS = """\
 # Commands
 
+Every command of `rlhf-env`, as its `--help` describes it. `rlhf-env --help` lists them by what they are for.
+
 ## Exit codes
 
 | code | meaning |
@@ -47,14 +49,14 @@ _COMMANDS = """\
 | 1 | `rlhf-env check` has found that a plugin or a model does not do what it must; it says the rule and the remedy. |
 | 2 | Wrong input: an option, a file, a setting, a name, data. For each problem a line says what, where, what to do. |
 | 3 | A run, or a part of its reward, failed, or the disk refused a file. The last checkpoint is untouched. |
-| 4 | `rlhf-env pipeline` waits for people to judge; the same command goes on. |
-| 130 | Stopped by Ctrl-C. What is done is saved, and the command that goes on is printed. |
+| 4 | `rlhf-env pipeline` waits for people to judge; the same command continues when they have. |
+| 130 | Stopped by Ctrl-C. What is done is saved, and the command that continues it is printed. |
 | 143 | The same by SIGTERM. |
 
-With `rlhf-env check`, a file that is wrong is 2, as it is for the command that would run it; so is a plugin that cannot
-be loaded. One that breaks its contract is 1. `rlhf-env plugins` lists a plugin that cannot be loaded with its error,
-and ends with 0; so does `rlhf-env watch`, which Ctrl-C ends. A code of 1 with a traceback is a fault of this project's:
-please report it.
+`rlhf-env check` ends with 2 for a file that is wrong (as does the command that would run it) and for a plugin that
+cannot be loaded, and with 1 for a plugin that breaks its contract. `rlhf-env plugins` lists a plugin that cannot be
+loaded with its error, and ends with 0; so does `rlhf-env watch`, which Ctrl-C ends. A code of 1 with a traceback is a
+fault of this project's: please report it.
 
 ## Completion in the shell, and output for programs
 
@@ -118,6 +120,8 @@ def commands_page() -> str:
         usage = [_usage(piece) for piece in command.collect_usage_pieces(typer.Context(command))]
         parts.append(f"## rlhf-env {' '.join(words)}\n\n{_plain(command.help)}")
         parts.append(f"```text\nrlhf-env {' '.join((*words, *usage))}\n```")
+        shown, *examples = (line.strip() for line in (command.epilog or "").splitlines())
+        parts += [shown, "```sh\n" + "\n".join(examples) + "\n```"]
         rows, hints = [], get_type_hints(command.callback)
         for parameter in command.params:
             option = parameter.param_type_name == "option"

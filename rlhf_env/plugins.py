@@ -98,7 +98,7 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Register(Protocol):
-    """What a hook is handed: call it once per plugin."""
+    """The function that a plugin hook receives; call it once for each plugin that the package offers."""
 
     def __call__(self, name: str, target: str | Callable[..., Any], *, needs: str = "") -> None:
         """`target` is "module:Attr" or the object itself; `needs` names the extra that must be installed."""
@@ -385,22 +385,28 @@ def host() -> PluginHost:
 
 
 def register_reward(name: str, target: str | Callable[..., Any]) -> None:
-    """Make a reward known by name in this process, as an installed plugin would be."""
+    """Make a reward known by name in this process, as an installed plugin is.
+
+    `target` is a class, a function in TRL's convention, or where it is, as "module:Attr". A second one of the same name
+    takes the place of the first; a name that an installed plugin has is refused when it is used. Worker processes know
+    a name only if they import the file that registers it. Raises PluginError for an empty name, or for a string that
+    is not "module:Attr".
+    """
     host().add("reward", name, target)
 
 
 def register_agent(name: str, target: str | Callable[..., Any]) -> None:
-    """Make an agent known by name in this process."""
+    """Make an agent known by name in this process: its class, or "module:Attr" (see `register_reward`)."""
     host().add("agent", name, target)
 
 
 def register_task(name: str, target: str | Callable[..., Any]) -> None:
-    """Make a task known by name in this process."""
+    """Make a task known by name in this process: its class, or "module:Attr" (see `register_reward`)."""
     host().add("task", name, target)
 
 
 def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
-    """Make an annotator known by name in this process."""
+    """Make an annotator known by name in this process: its class, or "module:Attr" (see `register_reward`)."""
     host().add("annotator", name, target)
 
 
@@ -415,12 +421,12 @@ def register_metric(name: str, target: str | Callable[..., Any]) -> None:
 
 
 def register_tracker(name: str, target: str | Callable[..., Any]) -> None:
-    """Make a tracker known by name in this process."""
+    """Make a tracker known by name in this process: its class, or "module:Attr" (see `register_reward`)."""
     host().add("tracker", name, target)
 
 
 def register_stopping_rule(name: str, target: str | Callable[..., Any]) -> None:
-    """Make a stopping rule known by name in this process."""
+    """Make a stopping rule known by name in this process: its class, or "module:Attr" (see `register_reward`)."""
     host().add("stopping rule", name, target)
 
 

@@ -187,9 +187,10 @@ class Stops(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """One float per episode, from that episode alone: batch mates change nothing.
+    """One float per episode, which depends on that episode alone and not on the others in the batch.
 
-    A list will do as well, with None for an episode that it has nothing to say about: an abstention.
+    It may also return a list, with None for an episode that it cannot judge (an abstention). An exception, or a score
+    that is not finite, is a RewardError that names the part, unless its `on_error` says otherwise.
     """
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
@@ -198,7 +199,7 @@ class Reward(Protocol):
 
 @runtime_checkable
 class TokenReward(Protocol):
-    """One float per response token (KL penalties, process rewards)."""
+    """One float per response token (KL penalties, process rewards); 0 where the environment wrote the token."""
 
     def token_rewards(self, episodes: Sequence[Episode], /) -> Sequence[Float]:
         """B arrays, float64[T_b] each."""
@@ -206,7 +207,7 @@ class TokenReward(Protocol):
 
 @runtime_checkable
 class GroupReward(Protocol):
-    """One float per member of a group of responses to one prompt (diversity, pairwise judges), or None as a Reward."""
+    """One float per response to the same prompt (diversity, pairwise judges), or None, as for a Reward."""
 
     def group_rewards(self, group: Sequence[Episode], /) -> Float:
         """float64[G]."""

@@ -15,6 +15,7 @@ from rlhf_env.cli.shared import (
     StoreFile,
     app,
     echo_json,
+    examples,
     interruptible,
     open_store,
     preferences_app,
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from rlhf_env.feedback.store.items import Origin
 
 
-@app.command(rich_help_panel=FEEDBACK)
+@app.command(
+    rich_help_panel=FEEDBACK, epilog=examples("rlhf-env annotate --store prefs.sqlite --guidelines guidelines.md")
+)
 def annotate(
     store: Annotated[Path, typer.Option(help="The preference store, an SQLite file with items to judge.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8765,
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 8765,
     remote: Annotated[
         bool, typer.Option("--remote", help="Allow a HOST that other machines reach: unencrypted.")
     ] = False,
@@ -45,10 +48,11 @@ def annotate(
         bool, typer.Option("--strength", help="Ask how much better: slightly, better, much (a margin of 1, 2, 3).")
     ] = False,
 ) -> None:
-    """A local web page on which people judge what a store asks for. Ctrl-C ends it; the same command resumes.
+    """Open a local web page on which people judge responses. Ctrl-C ends it; the same command resumes.
 
-    `preferences ask`, `evaluate`, `verify` and `controls` make what is to be judged. The second link shows results and
-    agreement while judging goes on: not for judges, who see them when everything is judged.
+    Votes are saved in the store at once. What is to be judged comes from `preferences ask`, `evaluate`, `verify` or
+    `controls`. The command prints two links: one for annotators, and one with results and agreement, which annotators
+    should not open before everything is judged.
     """
     from rlhf_env.feedback.page.server import PageConfig, serve
 
@@ -89,7 +93,13 @@ def _announce(judge: str, results: str) -> None:
     typer.echo("Ctrl-C ends the page; votes are saved as they are given.")
 
 
-@preferences_app.command("ask")
+@preferences_app.command(
+    "ask",
+    epilog=examples(
+        "rlhf-env preferences ask prefs.sqlite --overlap 2",
+        "rlhf-env preferences ask prefs.sqlite --kind rating --to Ann",
+    ),
+)
 def ask_for_judgements(
     store: StoreFile,
     kind: Annotated[
@@ -106,7 +116,7 @@ def ask_for_judgements(
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws the items and the order they are shown in.", min=0)] = 0,
 ) -> None:
-    """Make items for annotators out of the responses of a store.
+    """Queue responses of a store for people to judge with `rlhf-env annotate`.
 
     Names are those that people enter on the page: a label, and no password. An item that is asked for again keeps its
     settings, and is for those named now, too.
@@ -131,12 +141,12 @@ def ask_for_judgements(
     to_be_judged(store)
 
 
-@preferences_app.command("controls")
+@preferences_app.command("controls", epilog=examples("rlhf-env preferences controls prefs.sqlite known.csv"))
 def add_control_questions(
     store: StoreFile,
     file: Annotated[Path, typer.Argument(help="Judgements whose answers are known: any file that `import` reads.")],
 ) -> None:
-    """Put questions with known answers among the others: one of ten on the page, and nothing there tells them apart.
+    """Add control questions: items with known answers, which look like all others. One item in ten is one.
 
     Everybody is asked, in the order of FILE. `preferences agreement` says how often each person is right. The votes on
     them are counted nowhere else, and teach no reward model. FILE may have the columns prompt, chosen and rejected; a
@@ -154,12 +164,12 @@ def add_control_questions(
         )
 
 
-@preferences_app.command("comments")
+@preferences_app.command("comments", epilog=examples("rlhf-env preferences comments prefs.sqlite --flagged"))
 def show_comments(
     store: StoreFile,
     flagged: Annotated[bool, typer.Option("--flagged", help="Only what somebody flagged.")] = False,
 ) -> None:
-    """What annotators wrote beside their judgements, and what they flagged."""
+    """Print the comments that annotators wrote with their judgements, and what they flagged."""
     from itertools import chain
 
     from rlhf_env.feedback.page.shown import verdict_in_words
@@ -182,13 +192,13 @@ def show_comments(
         typer.echo("nothing is flagged" if flagged else "no comments, and nothing is flagged")
 
 
-@preferences_app.command("agreement")
+@preferences_app.command("agreement", epilog=examples("rlhf-env preferences agreement prefs.sqlite"))
 def show_agreement(
     store: StoreFile,
     seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """How far annotators agree with each other and with themselves, with 95 % bootstrap intervals.
+    """Print how far annotators agree with each other and with themselves, with 95 % bootstrap intervals.
 
     Then how often each of them gave the answer that is known (`preferences controls`), with Wilson's 95 % intervals.
     """

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlhf_env.cli.shared import PLUGINS, app
+from rlhf_env.cli.shared import PLUGINS, app, examples
 
 
-@app.command("new", rich_help_panel=PLUGINS)
+@app.command("new", rich_help_panel=PLUGINS, epilog=examples("rlhf-env new reward polite"))
 def new_plugin(
     kind: Annotated[
         Literal["reward", "task", "agent"],
@@ -27,7 +27,7 @@ def new_plugin(
     ],
     where: Annotated[Path, typer.Option("--in", help="Where the new folder is put.", file_okay=False)] = Path(),
 ) -> None:
-    """Write a plugin to begin with: a whole distribution, in a new folder rlhf_KIND_NAME.
+    """Write a plugin to start from: a complete installable package, in a new folder rlhf_KIND_NAME.
 
     In it: a small, real example of its kind whose comments say what may be changed and what must hold; tests, which
     pass; the entry point that makes it known by name wherever it is installed; an experiment that trains with it; and

@@ -18,6 +18,7 @@ from rlhf_env.cli.shared import (
     Threads,
     WhichBackend,
     app,
+    examples,
     interruptible,
     make_console,
     threads_everywhere,
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from rlhf_env.lab.benchmark.grid import Grid
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(
+    rich_help_panel=LEARNING,
+    epilog=examples(
+        "rlhf-env bench examples/quick_benchmark.toml --out runs/quick",
+        "rlhf-env bench examples/benchmark.toml --only chitchat/ppo --jobs 4",
+    ),
+)
 def bench(
     file: Annotated[
         Path, typer.Argument(help="The grid, a TOML file: [agents.*], [experiment], [tasks.*], seeds, [tuning].")
@@ -38,7 +45,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Benchmark folder (default: runs/<name>).")] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only these cells, as TASK/AGENT/SEED: chitchat/ppo/3, chitchat/ppo, chitchat, '*/ppo'."),
+        typer.Option(help="Only these runs, as TASK/AGENT/SEED: chitchat/ppo/3, chitchat/ppo, chitchat, '*/ppo'."),
     ] = None,
     jobs: Jobs = None,
     backend: WhichBackend = "local",
@@ -48,11 +55,13 @@ def bench(
     memory_per_run: MemoryPerRun = None,
     threads: Threads = None,
 ) -> None:
-    """Compare agents at equal budgets: a grid of agents x tasks x seeds. A second call does only what is missing.
+    """Compare agents at equal budgets: a grid of agents x tasks x seeds. A second call runs only what is missing.
+
+    Prints a table with verdicts, and writes report.html, and the raw results, into the benchmark folder.
 
     If the file asks for them, the reward model ([reward_model]) and trials of settings for every agent ([tuning]) come
     first. Only one call at a time can work in a folder. After Ctrl-C, the next call resumes the unfinished runs.
-    rlhf-env watch FOLDER shows the cells in the browser while they run.
+    rlhf-env watch FOLDER shows the runs in the browser while they train.
     """
     from rlhf_env.lab.backends import BackendOptions
     from rlhf_env.lab.benchmark.grid import Grid
@@ -121,13 +130,13 @@ def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console
     return lambda: learn_reward_model(folder, wanted, console=console)
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(rich_help_panel=LEARNING, epilog=examples("rlhf-env report runs/quick"))
 def report(
     folder: Annotated[
         Path, typer.Argument(help="A benchmark folder (with results/ in it), a pipeline's, or that of a run.")
     ],
 ) -> None:
-    """Make the table and report.html of a benchmark again from its results, or of a pipeline and its benchmarks.
+    """Make the table and report.html of a benchmark, a pipeline or a run again, from its results. Trains nothing.
 
     Of a run, ended or not: its report.html.
     """

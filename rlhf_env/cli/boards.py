@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Jobs, app, interruptible, make_console
+from rlhf_env.cli.shared import LEARNING, Jobs, app, examples, interruptible, make_console
 from rlhf_env.errors import ConfigError
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(
+    rich_help_panel=LEARNING, epilog=examples("rlhf-env submit runs/s0 runs/s1 runs/s2 --track TRACK --name my-agent")
+)
 def submit(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="The run folders: one for each seed of the track.")
@@ -21,7 +23,7 @@ def submit(
     name: Annotated[str, typer.Option(help="What the entry is called on the board.")],
     out: Annotated[Path | None, typer.Option(help="The file (default: NAME.entry.json).")] = None,
 ) -> None:
-    """Pack the runs of a track into one file that others can check, run again and rank.
+    """Pack runs of a board's track into one file that others can check, run again and rank.
 
     It holds the settings, your own code with the hashes that the runs recorded, the seeds, and every logged number: a
     JSON file to read. Nothing is sent anywhere. What a board would refuse is refused here.
@@ -44,7 +46,10 @@ def submit(
     make_console().print(f"Entry: {file} ({said})", highlight=False, soft_wrap=True, markup=False)
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(
+    rich_help_panel=LEARNING,
+    epilog=examples("rlhf-env board --tracks", "rlhf-env board entries --trust --out runs/board"),
+)
 def board(
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A folder of entries (*.entry.json).")] = None,
     trust: Annotated[
@@ -69,7 +74,7 @@ def board(
     tracks: Annotated[bool, typer.Option("--tracks", help="List the tracks.")] = False,
     track: Annotated[str | None, typer.Option(help="Print an experiment of this track, to begin with.")] = None,
 ) -> None:
-    """Check entries, run them again, rank them, and make the page: the least spent until a gold level is reached.
+    """Check entries, run them again, and rank them by what they spent to reach a gold level; writes a page.
 
     Without --trust no code of an entry runs: hashes, settings and tables are checked, and nothing is ranked. With it,
     each entry is run again, seed by seed: on the same processor family and versions to the same bits, elsewhere to the

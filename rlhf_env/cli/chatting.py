@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Device, TrustCode, WhichCheckpoint, app
+from rlhf_env.cli.shared import LEARNING, Device, TrustCode, WhichCheckpoint, app, examples
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 _WIDE = 100  # columns of a terminal in which two answers stand side by side
 
 
-@app.command("chat", rich_help_panel=LEARNING)
+@app.command(
+    "chat",
+    rich_help_panel=LEARNING,
+    epilog=examples("rlhf-env chat rlhf-env/chitchat", "rlhf-env chat runs/ppo --compare --rewards"),
+)
 def chat_with(
     model: Annotated[str, typer.Argument(help="A run folder, a model folder, a shipped model, a hub name.")],
     compare: Annotated[

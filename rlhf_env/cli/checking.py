@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
-from rlhf_env.cli.shared import LEARNING, PLUGINS, AsJson, app, make_console
+from rlhf_env.cli.shared import LEARNING, PLUGINS, AsJson, app, examples, make_console
 from rlhf_env.errors import ConfigError, RlhfEnvError, under
 from rlhf_env.types import JsonObject
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from rlhf_env.declared import Setting
 
 
-@app.command(rich_help_panel=PLUGINS)
+@app.command(
+    rich_help_panel=PLUGINS,
+    epilog=examples("rlhf-env plugins", "rlhf-env plugins ppo", "rlhf-env plugins polite.py:polite"),
+)
 def plugins(
     name: Annotated[
         str | None,
@@ -38,7 +41,7 @@ def plugins(
         bool, typer.Option("--markdown", help="All settings of all files and plugins, as one page of Markdown.")
     ] = False,
 ) -> None:
-    """List all plugins by kind, who offers them, and what failed to load; or describe one of them.
+    """List all plugins by kind, with their packages and what failed to load; or describe one, with all its settings.
 
     RLHF_ENV_PLUGINS=a,b loads only the built-ins and the distributions (or entry points) a and b, -a,-b all but those
     two, and an empty value the built-ins alone.
@@ -80,7 +83,9 @@ def plugins(
         typer.echo(f"kept out: {origin} (RLHF_ENV_PLUGINS)")
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(
+    rich_help_panel=LEARNING, epilog=examples("rlhf-env metrics train/approx_kl", "rlhf-env metrics 'rollout/*'")
+)
 def metrics(
     key: Annotated[
         str | None, typer.Argument(help="One of them, such as train/approx_kl; * stands for anything.")
@@ -88,7 +93,7 @@ def metrics(
     as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="All of them as one page of Markdown.")] = False,
 ) -> None:
-    """What every number means that a run logs: in metrics.jsonl, in trackers, on curves."""
+    """Explain the numbers that a run logs in metrics.jsonl, in trackers and on curves."""
     from rlhf_env.lab.evaluation.explained import logged_numbers, numbers_matching, numbers_page, said_of
 
     if as_markdown:
@@ -172,7 +177,7 @@ def _as_toml(value: object) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-@app.command(rich_help_panel=PLUGINS)
+@app.command(rich_help_panel=PLUGINS, epilog=examples("rlhf-env schema > experiment.schema.json"))
 def schema(
     kind: Annotated[
         Literal["any", "experiment", "grid", "reward-model", "pipeline"],
@@ -184,8 +189,8 @@ def schema(
 ) -> None:
     """Write the JSON schema (draft 2020-12) of TOML files to stdout, installed plugins included.
 
-    rlhf-env schema > experiment.schema.json. An editor (VS Code with Even Better TOML, or any with Taplo) then
-    completes and checks a file whose first line is #:schema ./experiment.schema.json.
+    With it an editor (VS Code with Even Better TOML, or any with Taplo) completes and checks a file whose first line
+    is #:schema ./experiment.schema.json.
     """
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
@@ -215,7 +220,16 @@ def schema(
 _KINDS = ("reward", "task", "agent")
 
 
-@app.command("check", rich_help_panel=PLUGINS)
+@app.command(
+    "check",
+    rich_help_panel=PLUGINS,
+    epilog=examples(
+        "rlhf-env check experiment.toml",
+        "rlhf-env check polite.py:polite",
+        "rlhf-env check reward:length target=20",
+        "rlhf-env check model:rlhf-env/chitchat",
+    ),
+)
 def check_one(
     what: Annotated[
         str,

@@ -8,12 +8,18 @@ from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import Device, StoreFile, interruptible, preferences_app, say_next
+from rlhf_env.cli.shared import Device, StoreFile, examples, interruptible, preferences_app, say_next
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject
 
 
-@preferences_app.command("responses")
+@preferences_app.command(
+    "responses",
+    epilog=examples(
+        "rlhf-env preferences responses prefs.sqlite --model runs/sft --prompts p.jsonl",
+        "rlhf-env preferences responses prefs.sqlite answers.jsonl",
+    ),
+)
 def collect_responses(
     store: StoreFile,
     file: Annotated[
@@ -38,7 +44,7 @@ def collect_responses(
     temperatures: Annotated[str, typer.Option(help="With commas between them.")] = "0.7,1.0",
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.", min=1, max=2**20)] = 24,
     max_prompt_tokens: Annotated[int, typer.Option(help="The longest prompt, in tokens.", min=1, max=2**20)] = 256,
-    batch: Annotated[int, typer.Option(help="Texts side by side.", min=1, max=2**16)] = 64,
+    batch: Annotated[int, typer.Option(help="Texts generated at a time.", min=1, max=2**16)] = 64,
     tokenizer: Annotated[str | None, typer.Option(help="Another one than the model's own.")] = None,
     name: Annotated[str, typer.Option(help="What results call MODEL (default: as given).")] = "",
     stop: Annotated[
@@ -50,9 +56,9 @@ def collect_responses(
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
     device: Device = "auto",
 ) -> None:
-    """Answers to be judged later: those in FILE, or those that MODEL writes to prompts, at several temperatures.
+    """Collect answers to be judged later: those in FILE, or those that MODEL generates at several temperatures.
 
-    The same command again goes on where it was stopped, and writes nothing twice.
+    They are written to STORE. The same command resumes after an interruption and adds nothing twice.
     """
     if (file is None) == (model is None):
         raise ConfigError("say where the answers come from: a FILE that has them, or --model and --prompts")

@@ -7,10 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, WhichCheckpoint, app
+from rlhf_env.cli.shared import LEARNING, WhichCheckpoint, app, examples
 
 
-@app.command("export", rich_help_panel=LEARNING)
+@app.command(
+    "export",
+    rich_help_panel=LEARNING,
+    epilog=examples("rlhf-env export runs/ppo out", "rlhf-env export runs/lora adapter --adapter"),
+)
 def export_model(
     run: Annotated[Path, typer.Argument(help="A run folder of rlhf-env train, finished or not.")],
     out: Annotated[Path, typer.Argument(help="The folder to write; an earlier export there is replaced.")],
@@ -30,9 +34,9 @@ def export_model(
 ) -> None:
     """Write a run's model as a folder that transformers, TRL and vLLM load, with a model card.
 
-    In it: weights (safetensors), tokenizer, chat template, a generation config with every end token, and README.md,
-    which says how the model was trained and what was measured. Adapters (LoRA) are merged into the weights, or written
-    alone with `--adapter`.
+    It contains weights (safetensors), tokenizer, chat template, a generation config with every end token, and
+    README.md, which says how the model was trained and what was measured. Adapters (LoRA) are merged into the weights,
+    or written alone with `--adapter`.
     """
     from rlhf_env.errors import ConfigError
     from rlhf_env.lab.evaluation.exporting import export_run
@@ -49,7 +53,7 @@ def export_model(
         typer.echo(upload(out, push, private=private))
 
 
-@app.command("shrink", rich_help_panel=LEARNING)
+@app.command("shrink", rich_help_panel=LEARNING, epilog=examples("rlhf-env shrink runs/ppo student --layers 2"))
 def shrink_model(
     model: Annotated[str, typer.Argument(help="A folder, the folder of a run, a shipped model or a hub name.")],
     out: Annotated[Path, typer.Argument(help="The folder to write, which is new or empty.")],
@@ -58,7 +62,7 @@ def shrink_model(
     ],
     hidden_size: Annotated[
         int | None,
-        typer.Option(help="Make it as narrow as this, too: its weights are then random, and nothing is kept.", min=1),
+        typer.Option(help="The width of the smaller model; its weights are then random, and none are kept.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="What random weights are drawn from.", min=0)] = 0,
 ) -> None:

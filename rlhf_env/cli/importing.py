@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import StoreFile, preferences_app
+from rlhf_env.cli.shared import StoreFile, examples, preferences_app
 from rlhf_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 _MANY_ROWS = 10_000
 
 
-@preferences_app.command("import")
+@preferences_app.command(
+    "import",
+    epilog=examples(
+        "rlhf-env preferences import prefs.sqlite pairs.jsonl",
+        "rlhf-env preferences import prefs.sqlite hh-rlhf.parquet --sample 10000",
+    ),
+)
 def import_preferences(
     store: StoreFile,
     files: Annotated[
@@ -46,7 +52,7 @@ def import_preferences(
     ] = "",
     skip: Annotated[bool, typer.Option("--skip", help="Leave out lines that cannot be read, and count them.")] = False,
 ) -> None:
-    """Take judgements into a store, made if need be: all of the files, or nothing where one line is bad.
+    """Import judgements into a store, which is created if it is not there. If one line is bad, nothing is imported.
 
     The same file again adds nothing. Published sets are read as they are, known by their columns: hh-rlhf, SHP,
     UltraFeedback, HelpSteer, Nectar, PKU-SafeRLHF, Chatbot Arena, MT-bench, WebGPT, OpenAssistant, PRISM and others
@@ -109,14 +115,14 @@ def _rows_on_stderr(file: Path) -> Callable[[int], None]:
     return tell
 
 
-@preferences_app.command("layouts")
+@preferences_app.command("layouts", epilog=examples("rlhf-env preferences layouts"))
 def show_layouts(
     markdown: Annotated[
         bool,
         typer.Option("--markdown", help="The page docs/preference-layouts.md: column by column what becomes what."),
     ] = False,
 ) -> None:
-    """The layouts of published preference sets that `preferences import` reads, and the columns each is known by."""
+    """List the published preference sets that `preferences import` recognises, and by which columns."""
     from rlhf_env.feedback.interchange import LAYOUTS, layouts_page
 
     if markdown:

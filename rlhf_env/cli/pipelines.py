@@ -17,6 +17,7 @@ from rlhf_env.cli.shared import (
     Threads,
     WhichBackend,
     app,
+    examples,
     interruptible,
     make_console,
     threads_everywhere,
@@ -30,7 +31,14 @@ WAITING = 4
 """The exit status of a pipeline that waits for people's votes."""
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(
+    rich_help_panel=LEARNING,
+    epilog=examples(
+        "rlhf-env pipeline --show demo > mine.toml",
+        "rlhf-env pipeline mine.toml --dry-run",
+        "rlhf-env pipeline mine.toml --set answers.prompts=200",
+    ),
+)
 def pipeline(
     file: Annotated[
         str | None, typer.Argument(help="The stages, a TOML file; or the name of a shipped one: demo, base-model.")
@@ -106,7 +114,7 @@ def pipeline(
     _end(ended)
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(rich_help_panel=LEARNING, epilog=examples("rlhf-env demo", "rlhf-env demo --seeds 5 --out runs/five"))
 def demo(
     out: Annotated[
         Path | None,
@@ -119,9 +127,9 @@ def demo(
     jobs: Jobs = None,
     threads: Threads = None,
 ) -> None:
-    """The whole RLHF pipeline on real conversations: preferences, reward model, four agents, one table, one report.
+    """Run the whole RLHF pipeline on real conversations: preferences, reward model, agents, a table and report.html.
 
-    It is a file: `rlhf-env pipeline --show demo` prints it, to copy and change.
+    About six minutes, offline. The pipeline is a file: `rlhf-env pipeline --show demo` prints it, to copy and change.
     """
     from rlhf_env.pipeline.demo import run_demo
 

@@ -14,6 +14,7 @@ from rlhf_env.cli.shared import (
     TrustCode,
     WhichCheckpoint,
     echo_json,
+    examples,
     open_store,
     preferences_app,
     progress_line,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rlhf_env.envs.over_long import OverLongCount
 
 
-@preferences_app.command("export")
+@preferences_app.command("export", epilog=examples("rlhf-env preferences export prefs.sqlite pairs.jsonl --format trl"))
 def export_preferences(
     store: StoreFile,
     file: Annotated[Path, typer.Argument(help="The file to write, or the folder of the format datasets.")],
@@ -48,7 +49,9 @@ def export_preferences(
     typer.echo(f"{count:,} {'rows' if format == 'datasets' else 'records'} are in {file}")
 
 
-@preferences_app.command("simulate")
+@preferences_app.command(
+    "simulate", epilog=examples("rlhf-env preferences simulate prefs.sqlite judge.toml --people 3")
+)
 def simulate_annotators(
     store: StoreFile,
     settings: Annotated[
@@ -111,9 +114,9 @@ def simulate_annotators(
                 typer.echo(f"{for_terminal(annotator.name)}: {annotator.spent()}")
 
 
-@preferences_app.command("show")
+@preferences_app.command("show", epilog=examples("rlhf-env preferences show prefs.sqlite"))
 def show_preferences(store: StoreFile, as_json: AsJson = False) -> None:
-    """What a store holds, and how far annotation has come."""
+    """Print what a store contains, and how far annotation has come."""
     from rlhf_env.shown_text import for_terminal
 
     with open_store(store) as opened:
@@ -132,14 +135,14 @@ def show_preferences(store: StoreFile, as_json: AsJson = False) -> None:
             typer.echo(f"criterion {for_terminal(criterion.name)}: {for_terminal(criterion.guidelines)}")
 
 
-@preferences_app.command("tournament")
+@preferences_app.command("tournament", epilog=examples("rlhf-env preferences tournament eval.sqlite"))
 def show_tournament(
     store: StoreFile,
     criterion: Annotated[str, typer.Option(help="The criterion that was judged by.")] = "overall",
     seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Who writes the better responses: win rate and Bradley-Terry rating (Elo's scale), with 95 % intervals."""
+    """Print who writes the better responses: win rates and Bradley-Terry ratings (Elo scale), with 95 % intervals."""
     import numpy as np
 
     from rlhf_env.feedback.asking.tournament import contests, tournament
@@ -164,7 +167,9 @@ def show_tournament(
         typer.echo(f"{name:{width}}  {contender.comparisons:11,}  {contender.win_rate!s:20}  {points}")
 
 
-@preferences_app.command("evaluate")
+@preferences_app.command(
+    "evaluate", epilog=examples("rlhf-env preferences evaluate eval.sqlite ppo=runs/a dpo=runs/b --prompts 100")
+)
 def ask_who_is_better(
     store: StoreFile,
     answers: Annotated[
@@ -186,7 +191,7 @@ def ask_who_is_better(
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
     device: Device = "auto",
 ) -> None:
-    """Have people judge, blind, who answers the same prompts better: agents, models, other people.
+    """Queue a blind comparison: who answers the same prompts better - agents, models, other people?
 
     Makes items for `rlhf-env annotate`, in STORE (made if need be). The page never says who wrote a response; win rates
     and ratings are on its page of results and in `preferences tournament`.
@@ -224,7 +229,9 @@ def ask_who_is_better(
     to_be_judged(store)
 
 
-@preferences_app.command("verify")
+@preferences_app.command(
+    "verify", epilog=examples("rlhf-env preferences verify prefs.sqlite --model runs/taste --count 20")
+)
 def ask_about_a_reward_model(
     store: StoreFile,
     model: Annotated[
@@ -244,7 +251,7 @@ def ask_about_a_reward_model(
     ] = "refuse",
     device: Device = "auto",
 ) -> None:
-    """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
+    """Ask people about a reward model's most doubtful opinions; `preferences verified` shows what they said.
 
     Scores every response in STORE and asks for blind judgements of pairs, COUNT for each reason:
 
@@ -294,9 +301,9 @@ def ask_about_a_reward_model(
     to_be_judged(store)
 
 
-@preferences_app.command("verified")
+@preferences_app.command("verified", epilog=examples("rlhf-env preferences verified prefs.sqlite"))
 def show_verified(store: StoreFile) -> None:
-    """How often annotators share a reward model's opinion, by the reason they were asked, with 95 % intervals.
+    """Print how often annotators share a reward model's opinion, by the reason they were asked, with 95 % intervals.
 
     `expected` is the model's own mean probability for the response it favours: they agree less often where it is too
     sure. Reasons are those of `preferences verify`; read the others against `random`.
@@ -318,7 +325,7 @@ def show_verified(store: StoreFile) -> None:
         typer.echo("no reward model was put before annotators yet: preferences verify does it")
 
 
-@preferences_app.command("rescue")
+@preferences_app.command("rescue", epilog=examples("rlhf-env preferences rescue prefs.sqlite whole.sqlite"))
 def rescue_preferences(
     store: StoreFile, out: Annotated[Path, typer.Argument(help="The new store to write what can be read into.")]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, Device, Threads, WhatOfOverLong, app, make_console
+from rlhf_env.cli.shared import FEEDBACK, Device, Threads, WhatOfOverLong, app, examples, make_console
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.types import JsonObject
 
@@ -24,7 +24,14 @@ def _option(panel: str, help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
-@app.command("reward-model", rich_help_panel=FEEDBACK)
+@app.command(
+    "reward-model",
+    rich_help_panel=FEEDBACK,
+    epilog=examples(
+        "rlhf-env reward-model prefs.sqlite --base rlhf-env/chitchat --out runs/taste",
+        "rlhf-env reward-model prefs.sqlite --config taste.toml --votes dawid-skene",
+    ),
+)
 def reward_model_from_votes(
     store: Annotated[
         Path | None,
@@ -130,7 +137,7 @@ def reward_model_from_votes(
     ] = None,
     drawn: Annotated[str | None, _option(_IMPORTANCE, "The model that wrote the pairs.")] = None,
 ) -> None:
-    """A reward model from people's votes, ready for the [rewards] of an experiment.
+    """Fit a reward model to people's votes, ready for the [rewards] of an experiment.
 
     Prints how often it agrees with people on prompts it has not seen, beside how often they agree with each other.
     Writes the model, its scorecard (JSON and a page) and a record of how it was made to OUT.
@@ -207,7 +214,7 @@ SETTINGS = (
 )
 
 
-@app.command(rich_help_panel=FEEDBACK)
+@app.command(rich_help_panel=FEEDBACK, epilog=examples("rlhf-env scorecard runs/taste prefs.sqlite --held-out 1/6"))
 def scorecard(
     model: Annotated[str, typer.Argument(help="A reward model: a folder, or the name of a classification model.")],
     data: Annotated[Path, typer.Argument(help="Judgements: a preference store, or a file as JSONL, CSV, JSON.")],
@@ -220,7 +227,7 @@ def scorecard(
     over_long: WhatOfOverLong = "refuse",
     device: Device = "auto",
 ) -> None:
-    """How good a reward model is on judgements it has not seen: accuracy, calibration, biases, robustness.
+    """Measure a reward model on judgements it has not seen: accuracy, calibration, biases, robustness.
 
     Writes the numbers as JSON and a page with pictures. `rlhf-env report` shows the scorecard of the model in a
     benchmark's or demo's folder.

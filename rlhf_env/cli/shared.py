@@ -107,31 +107,42 @@ def _flowing(text: str | None) -> str | None:
     return None if text is None else re.sub(r"(?<!\n)\n(?![-\s])", " ", inspect.cleandoc(text))
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: commands that can be typed as they are, one to a line."""
+    return "\n  ".join(("Example:" if len(lines) == 1 else "Examples:", *lines))
+
+
 app = typer.Typer(
     name="rlhf-env",
     cls=InOrderOfUse,
     help="Text generation as a Gymnasium environment, rewards and RLHF agents as plugins, and a laboratory.",
-    epilog="To begin with: rlhf-env demo (minutes, offline). Of any command: rlhf-env COMMAND --help.",
+    epilog="Start with: rlhf-env demo (minutes, offline). Help and examples of a command: rlhf-env COMMAND --help.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
-lab_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Studies: exact sums, labels, over-optimisation.")
+lab_app = typer.Typer(
+    cls=Verbatim,
+    no_args_is_help=True,
+    help="Studies of RLHF: exact gradients, over-optimisation, claims of papers, other libraries' losses.",
+)
 preferences_app = typer.Typer(
-    cls=Verbatim, no_args_is_help=True, help="Preference stores: what people and annotators say."
+    cls=Verbatim,
+    no_args_is_help=True,
+    help="Preference stores: import, collect, inspect and export judgements.",
 )
 # Panels of `rlhf-env --help`.
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
-Jobs = Annotated[int | None, typer.Option(help="Processes to run cells in (default 2).", min=1)]
+Jobs = Annotated[int | None, typer.Option(help="How many runs to train at a time (default 2).", min=1)]
 _RAY = "Ray"  # the panel of the options for a cluster
 WhichBackend = Annotated[
     Literal["local", "ray"],
     typer.Option(
-        "--backend", rich_help_panel=_RAY, help="Where runs go: processes of this machine, or a Ray cluster's machines."
+        "--backend", rich_help_panel=_RAY, help="Where runs are trained: on this machine, or on a Ray cluster."
     ),
 ]
 Address = Annotated[
@@ -164,8 +175,8 @@ WhichCheckpoint = Annotated[
     Literal["best", "last"],
     typer.Option(
         "--checkpoint",
-        help="The agent as it was at its best evaluation on the way (with [evaluation] every; by [evaluation] best), "
-        "or as it was last.",
+        help="The agent at its best evaluation during training (with [evaluation] every; by [evaluation] best), "
+        "or at the end.",
     ),
 ]
 TrustCode = Annotated[

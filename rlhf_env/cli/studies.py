@@ -17,6 +17,7 @@ from rlhf_env.cli.shared import (
     MemoryPerRun,
     Threads,
     WhichBackend,
+    examples,
     interruptible,
     lab_app,
     make_console,
@@ -25,7 +26,7 @@ from rlhf_env.cli.shared import (
 from rlhf_env.errors import ConfigError, MissingExtra
 
 
-@lab_app.command("exact")
+@lab_app.command("exact", epilog=examples("rlhf-env lab exact", "rlhf-env lab exact --beta 0.1 --batch 4"))
 def exact(
     symbols: Annotated[int, typer.Option(help="Symbols beside the end token.", min=1, max=26)] = 4,
     longest: Annotated[int, typer.Option(help="Symbols of the longest response.", min=1)] = 3,
@@ -36,7 +37,7 @@ def exact(
         bool, typer.Option("--markdown", help="The page docs/losses.md instead: every loss, and its row.")
     ] = False,
 ) -> None:
-    """The known optimum, and the exact bias and variance of every policy-gradient estimator, KL placement, token loss
+    """Print the known optimum, and the exact bias and variance of every gradient estimator, KL placement, token loss
     and pair loss, and where each loss ends.
 
     They are sums over all batches of responses to one prompt; nothing is sampled.
@@ -58,7 +59,7 @@ def exact(
     console.print(loss_tables(objective, logits, batches, seed))
 
 
-@lab_app.command("referee")
+@lab_app.command("referee", epilog=examples("rlhf-env lab referee --only trl"))
 def referee_of_libraries(
     only: Annotated[
         str | None, typer.Option("--only", metavar="NAME", help="One library, or the objectives whose names have this.")
@@ -67,7 +68,7 @@ def referee_of_libraries(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/referee.md instead.")] = False,
     wheels: Annotated[Path, typer.Option(help="Where `make referee` unpacked the libraries.")] = Path("build/referee"),
 ) -> None:
-    """Other libraries' objectives, by their own code, against the exact gradient and the exact optimum.
+    """Compare other libraries' losses, called in their own code, with the exact gradient and the exact optimum.
 
     TRL, verl, OpenRLHF, SkyRL, AReaL and torchtune, called from their wheels (`make referee`), beside ours: how biased
     and how noisy each is, where it ends, and whether a second derivation agrees. Minutes; `--only rlhf-env` needs no
@@ -89,7 +90,7 @@ def referee_of_libraries(
     console.print(referee_tables(found))
 
 
-@lab_app.command("agents")
+@lab_app.command("agents", epilog=examples("rlhf-env lab agents --seeds 3"))
 def exact_agents(
     seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 10,
 ) -> None:
@@ -105,7 +106,7 @@ def exact_agents(
     console.print(f"{hits} of {trials} within 1 %", highlight=False)
 
 
-@lab_app.command("labels")
+@lab_app.command("labels", epilog=examples("rlhf-env lab labels --quick"))
 def labels(
     quick: Annotated[bool, typer.Option("--quick", help="Made-up pairs in place of real replies: seconds.")] = False,
     seeds: Annotated[int | None, typer.Option(help="Seeds for every strategy (default 12).", min=1)] = None,
@@ -143,7 +144,7 @@ def labels(
     console.print(f"Results: {folder}/labels.json", highlight=False, soft_wrap=True)
 
 
-@lab_app.command("overoptimization")
+@lab_app.command("overoptimization", epilog=examples("rlhf-env lab overoptimization --quick --out runs/small"))
 def overoptimization(
     out: Annotated[
         Path | None,
@@ -208,7 +209,7 @@ def overoptimization(
     console.print(f"In words: {save_findings(findings, folder)}", highlight=False, soft_wrap=True)
 
 
-@lab_app.command("brake")
+@lab_app.command("brake", epilog=examples("rlhf-env lab brake --seeds 2 --without-libraries"))
 def brake(
     seeds: Annotated[
         int, typer.Option(help="Seeds of the runs of a tiny model, 20 runs each; rules are chosen on the even.", min=2)
@@ -264,7 +265,9 @@ def brake(
     console.print(brake_in_words(found), highlight=False)
 
 
-@lab_app.command("transfer")
+@lab_app.command(
+    "transfer", epilog=examples("rlhf-env lab transfer --shipped", "rlhf-env lab transfer --size tiny --size base")
+)
 def transfer(
     size: Annotated[
         list[str] | None,
@@ -336,13 +339,14 @@ def transfer(
     console.print(f"Results: {out}/transfer.json", highlight=False, soft_wrap=True)
 
 
-@lab_app.command("regularisation")
+@lab_app.command("regularisation", epilog=examples("rlhf-env lab regularisation"))
 def regularisation(
     seeds: Annotated[int, typer.Option(help="Seeds for every restraint.", min=1)] = 8,
     threads: Threads = None,
 ) -> None:
-    """What keeps a reward model from memorising noisy labels: dropout, weight decay, early stopping and a penalty on
-    large scores, each against none. Half a minute.
+    """Test what keeps a reward model from memorising noisy labels. Half a minute.
+
+    Dropout, weight decay, early stopping and a penalty on large scores are each compared with none.
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.regularisation import compare_restraints, restraint_table
@@ -355,7 +359,7 @@ def regularisation(
     console.print(restraint_table(found))
 
 
-@lab_app.command("laws")
+@lab_app.command("laws", epilog=examples("rlhf-env lab laws --list", "rlhf-env lab laws std-of-groups"))
 def laws(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Laws to decide now; without one, all verdicts.")
@@ -376,9 +380,10 @@ def laws(
     ] = Path("runs/laws"),
     threads: Threads = None,
 ) -> None:
-    """Claims of papers, decided: what each predicts, how many seeds it takes to see that, the run, and the verdict
-    (confirmed, refuted, inconclusive), with where the sign turns.
+    """Test claims of papers: confirmed, refuted or inconclusive.
 
+    For each claim it prints what the claim predicts, how many seeds it takes to see that (from a pilot), then runs, and
+    prints the verdict and where the sign of the effect turns. Without a NAME it lists the verdicts that come with it.
     Most take seconds to minutes; the five of the over-optimisation study train models, and take longer.
     """
     from rlhf_env.lab.laws.page import laws_page
@@ -424,7 +429,7 @@ def laws(
         typer.echo(json.dumps(found, indent=2))
 
 
-@lab_app.command("hybrid")
+@lab_app.command("hybrid", epilog=examples("rlhf-env lab hybrid --seeds 2"))
 def hybrid(
     seeds: Annotated[int, typer.Option(help="Seeds for every way.", min=1)] = 10,
     out: Annotated[
@@ -433,10 +438,10 @@ def hybrid(
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """sft+rm: one trunk for a language model and a reward model beside two models, on the same texts in the same steps:
-    held-out perplexity and preference accuracy, and gold reward after PPO from there.
+    """Compare one model with a language-model head and a reward head (sft+rm) with two separate models.
 
-    Ten seeds are about four minutes of processor time.
+    Both are trained on the same texts in the same steps, and measured by held-out perplexity and preference accuracy,
+    and by the gold reward after PPO from there. Ten seeds are about four minutes of processor time.
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.hybrid import HybridStudy, hybrid_table, run_hybrid_study
@@ -451,13 +456,15 @@ def hybrid(
     console.print(f"Results: {folder}/seed-*.json", highlight=False, soft_wrap=True)
 
 
-@lab_app.command("memory")
+@lab_app.command("memory", epilog=examples("rlhf-env lab memory experiment.toml --processes 2"))
 def memory(
     file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     processes: Annotated[int, typer.Option(help="Processes that train it, each on a GPU of its own.", min=1)] = 1,
 ) -> None:
-    """How much memory each process of a run will need, told from the model's configuration: with all weights trained or
-    LoRA, and divided among the processes ([engine] shard). Nothing is loaded. Checkpoints are not counted.
+    """Estimate how much memory each process of a run will need, from the model's configuration. Nothing is loaded.
+
+    It compares training all weights, LoRA, and a model sharded over the processes ([engine] shard). Checkpoints are not
+    counted.
     """
     from rlhf_env.lab.memory import memory_table, ways_of
 

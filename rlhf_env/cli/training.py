@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Device, Threads, TrustCode, WhichCheckpoint, app, interruptible, make_console
+from rlhf_env.cli.shared import (
+    LEARNING,
+    Device,
+    Threads,
+    TrustCode,
+    WhichCheckpoint,
+    app,
+    examples,
+    interruptible,
+    make_console,
+)
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject, JsonView
 
@@ -19,7 +29,15 @@ if TYPE_CHECKING:
     from rlhf_env.lab.evaluation.runs import Run
 
 
-@app.command("train", rich_help_panel=LEARNING)
+@app.command(
+    "train",
+    rich_help_panel=LEARNING,
+    epilog=examples(
+        "rlhf-env train experiment.toml --out runs/grpo",
+        "rlhf-env train experiment.toml --agent ppo --seed 1",
+        "rlhf-env train experiment.toml --out runs/grpo --resume",
+    ),
+)
 def train_one(
     file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     agent: Annotated[str | None, typer.Option(help="Another agent than the file's, with its default settings.")] = None,
@@ -78,9 +96,9 @@ def train_one(
         ),
     ] = None,
 ) -> None:
-    """Train one agent as a TOML file says.
+    """Train one agent, as an experiment file (TOML) describes.
 
-    Metrics go to metrics.jsonl and TensorBoard files in the run folder; at the end report.html is in it, and
+    The run folder gets metrics.jsonl, TensorBoard files, texts, checkpoints and, at the end, report.html;
     rlhf-env watch FOLDER shows the run, also while it trains. Ctrl-C finishes the running update and saves;
     the same command with --resume continues the run.
 
@@ -205,7 +223,12 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
         console.print(f"See it, text by text: {see}", highlight=False, soft_wrap=True, markup=False)
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(
+    rich_help_panel=LEARNING,
+    epilog=examples(
+        "rlhf-env evaluate runs/grpo", "rlhf-env evaluate runs/grpo --reference runs/ppo --samples 8 --pass-at 1,8"
+    ),
+)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of rlhf-env train, finished or not.")],
     prompts: Annotated[

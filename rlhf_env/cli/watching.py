@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Terminated, app
+from rlhf_env.cli.shared import LEARNING, Terminated, app, examples
 
 
-@app.command(rich_help_panel=LEARNING)
+@app.command(rich_help_panel=LEARNING, epilog=examples("rlhf-env watch runs/grpo"))
 def watch(
     folder: Annotated[Path, typer.Argument(help="A run folder of rlhf-env train, or a benchmark folder.")],
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8766,
 ) -> None:
-    """See a run or a grid in the browser, while it trains and afterwards: a local page. Ctrl-C ends it.
+    """Watch a run or a grid in the browser, while it trains and afterwards: a local page. Ctrl-C ends it.
 
     Of a run: curves of reward, parts, KL and everything else that is logged, warnings, and the texts that it kept - to
     be sorted and searched, the same prompt over time, each token coloured by its reward, its log-ratio to the reference

@@ -55,8 +55,8 @@ class Agent(Protocol):
     One that wraps another takes it as a third argument named `agent`; in a file, that one has a table of its own:
     `agent = { name = "ppo", lr = 1e-4 }`.
 
-    What a class may say of itself beyond that are the protocols below; `traits` reads them, and has the default for
-    who says nothing.
+    The protocols below are attributes that a class may have beyond that, such as `trains` or `off_policy`; `traits`
+    reads them, and has their defaults.
     """
 
     def begin(self) -> ResetOptions:
@@ -144,7 +144,7 @@ class WeighsRows(Protocol):
 
 @runtime_checkable
 class BoundsItsKL(Protocol):
-    """`kl_bound`, in nats a response: of a distance to the policy that cannot be measured."""
+    """`kl_bound`, in nats per response: of a distance to the policy that cannot be measured."""
 
     @property
     def kl_bound(self) -> float | None: ...

@@ -273,6 +273,6 @@ def demonstration_source(
 
 
 def mean_negative_log_likelihood(scorer: TokenScorer, episodes: Sequence[Episode]) -> tuple[float, int]:
-    """(nats a token, tokens): the mean of -log p over all tokens of the answers, their end tokens included."""
+    """(nats per token, tokens): the mean of -log p over all tokens of the answers, their end tokens included."""
     logprobs = np.concatenate(scorer.response_logprobs(episodes))
     return -float(logprobs.mean()), len(logprobs)

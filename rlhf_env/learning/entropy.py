@@ -90,7 +90,7 @@ class EntropyBonus:
         return min(self.scheduled * self.factor, self._config.entropy_max)
 
     def observe(self, entropy: float, episodes: int) -> Metrics:
-        """One move of the controller by an update's mean entropy, in nats a token; what to log.
+        """One move of the controller by an update's mean entropy, in nats per token; what to log.
 
         Of an agent without a bonus there is nothing to say.
         """

@@ -47,10 +47,10 @@ _MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
 
 @settings
 class EnvironmentSettings:
-    """The environment: texts side by side, seen as whole responses, segments or tokens."""
+    """The environment: how many texts are written at a time, how long they may be, and what one action is."""
 
     num_envs: _Size = 64
-    """Texts side by side."""
+    """Texts that are written at a time, side by side: the rows of a batch (B)."""
     max_new_tokens: _Size = 24
     """The longest response, in tokens."""
     max_prompt_tokens: _Size = 32

@@ -34,14 +34,14 @@ LOGGED: tuple[Logged, ...] = (
     Logged("rollout/reward_std", "Its standard deviation over the texts."),
     Logged(
         "rollout/reward_without_kl_std",
-        "Standard deviation of what texts earned but for the KL penalty.",
+        "Standard deviation of the rewards of texts without their KL penalty.",
         look="Near 0, the texts are all worth the same, and only the penalty is learned from.",
     ),
     Logged("rollout/part/*_std", "Standard deviation of that part over the texts it scored, unweighted."),
     Logged("rollout/part/*", "Mean of that part of the reward, unweighted, over the texts that it scored."),
     Logged(
         "rollout/kl",
-        "KL of the policy to the reference, in nats a text: the mean of log p - log p_ref, summed over the text (k1).",
+        "KL of the policy to the reference, nats per text: the mean of log p - log p_ref, summed over the text (k1).",
         look="It grows as the policy moves away; `max_kl` ends a run by it.",
     ),
     Logged("rollout/kl_std", "Standard deviation of that sum over the texts."),
@@ -52,10 +52,10 @@ LOGGED: tuple[Logged, ...] = (
     ),
     Logged(
         "rollout/entropy",
-        "Entropy of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.",
+        "Entropy of the policy in nats per token, sampled: the mean of -log p over the tokens that it drew.",
         look="A fall to near 0 early is a policy that no longer tries anything else.",
     ),
-    Logged("rollout/length", "Tokens that the agent wrote, a text; the end token counts."),
+    Logged("rollout/length", "Tokens per text that the agent wrote; the end token counts."),
     Logged(
         "rollout/cut_at_limit",
         "Share of texts that `max_new_tokens` ended.",
@@ -69,8 +69,11 @@ LOGGED: tuple[Logged, ...] = (
         look="They teach an agent that compares answers nothing: near 1, the task is too hard or solved.",
     ),
     Logged("rollout/failed/*", 'Texts on which that part of the reward failed (`on_error` is not "stop").'),
-    Logged("rollout/abstained/*", "Texts of which that part said nothing (None)."),
-    Logged("rollout/unscored", "Texts without a score, as some part said nothing of them: they are not learned from."),
+    Logged("rollout/abstained/*", "Texts from which that part abstained (None)."),
+    Logged(
+        "rollout/unscored",
+        "Texts without a score, because a part failed or all parts but the KL penalty abstained: not learned from.",
+    ),
     Logged(
         "rollout/earned/*",
         "Where rewards are shaped, or are of some tasks alone: what that line of the ledger came to a text, its "
@@ -108,7 +111,7 @@ LOGGED: tuple[Logged, ...] = (
         "writer/staleness",
         "Where another process writes ahead (`[engine] ahead`): how many updates older than the policy the weights are "
         "that wrote this rollout.",
-        look="1, but for the first rollout of a run (0). `writer/ess` and `writer/ratio_p*` say how far that is.",
+        look="1, except for the first rollout of a run (0). `writer/ess` and `writer/ratio_p*` say how far that is.",
     ),
     Logged(
         "writer/written_ahead",
@@ -163,13 +166,13 @@ LOGGED: tuple[Logged, ...] = (
     Logged("train/ptx_loss", "Mean loss of a token of the demonstrations that are mixed in, before its weight."),
     Logged(
         "train/entropy",
-        "Entropy of the policy's distributions over the vocabulary, in nats a token, exact.",
+        "Entropy of the policy's distributions over the vocabulary, in nats per token, exact.",
         of=("ppo", "grpo", "rloo", "reinforce", "sb3"),
     ),
     Logged(
         "train/approx_kl",
-        "KL of the policy that wrote to the one that learned, a token, by k3, mean over steps.",
-        look="Large (above some 0.1), steps leave the region where the clipped loss means "
+        "KL of the policy that wrote to the one that learned, in nats per token, by k3, mean over steps.",
+        look="If it is large (above about 0.1), steps leave the region where the clipped loss means "
         "something: lower `lr` or epochs.",
         of=("ppo", "grpo", "rloo", "options", "sb3"),
     ),
@@ -209,7 +212,7 @@ LOGGED: tuple[Logged, ...] = (
     Logged("train/option_loss", "The loss that moves the choice of options.", of=("options",)),
     Logged(
         "train/option_kl",
-        "KL between the choices of options before and after the update, in nats a choice.",
+        "KL between the choices of options before and after the update, in nats per choice.",
         of=("options",),
     ),
     Logged(
@@ -317,7 +320,7 @@ LOGGED: tuple[Logged, ...] = (
     ),
     Logged(
         "backward/prefix_tokens",
-        "Tokens that stood in a text before the agent wrote, mean.",
+        "Mean number of tokens that were in a text before the agent wrote (its prefix).",
         of=("backward_curriculum",),
     ),
     Logged("temperature/factor", "What the temperature of writing was multiplied by.", of=("temperature",)),

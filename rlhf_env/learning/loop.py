@@ -255,7 +255,7 @@ def describe(rollout: Rollout) -> Row:
     """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended.
 
     Rewards are those of the texts that have a score: not of a text that was cut from outside, or that a part failed on.
-    `rollout/entropy` is that of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.
+    `rollout/entropy` is that of the policy in nats per token, sampled: the mean of -log p over the tokens that it drew.
     What the source has `measured` stands beside it.
     """
     measured = {

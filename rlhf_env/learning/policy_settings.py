@@ -23,7 +23,7 @@ Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attenti
 
 @settings
 class PolicySettings:
-    """Who writes the texts."""
+    """The model that generates texts: its weights, tokenizer, precision and device, and how tokens are sampled."""
 
     model: Annotated[Name, IsPath()] = "tiny"
     """A folder, that of a run (its best checkpoint, else its last), a shipped model, a hub name; "tiny" (small and

@@ -20,7 +20,10 @@ from rlhf_env.types import Episode, Float, Score
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of B texts. Every [B, L] tensor speaks about `tokens[b, t]` itself."""
+    """B finished texts as tensors, with their episodes and scores; L is the longest text, prompt and response.
+
+    Every [B, L] tensor is about `tokens[b, t]` itself, not about the token after it.
+    """
 
     tokens: Tensor
     """int64[B, L], padded on the right."""

@@ -196,7 +196,7 @@ def _of_writer(writer: TextWriter) -> Metrics:
     kl = distance.get(f"{WRITER}kl", 0.0)
     if not kl <= writer.max_kl:
         raise WriterFailed(
-            f"what {writer.name} wrote is {kl:.3g} nats a token away from the policy (writer/kl), and max_kl = "
+            f"what {writer.name} wrote is {kl:.3g} nats per token away from the policy (writer/kl), and max_kl = "
             f"{writer.max_kl:g}: nothing was learned from it. It computes in another precision, or with other weights "
             "than the policy has"
         )
@@ -283,7 +283,7 @@ def _worth(rollout: Rollout, reward: RewardMix) -> Metrics:
 
 
 def _divergence(rollout: Rollout, kl: KLPart | None) -> Metrics:
-    """The mean KL to the reference of a rollout, in nats a response, where the mix has a KL penalty that scored it.
+    """The mean KL to the reference of a rollout, in nats per response, where the mix has a KL penalty that scored it.
 
     `kl_std` is its spread over the texts. Two estimates of the same number (see `functional.kl_estimate`): `kl` is k1,
     `kl_k3` is k3, which is never negative and less noisy while the policies are near each other. The penalty's

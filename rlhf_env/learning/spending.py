@@ -52,7 +52,7 @@ class HasEpochs(Protocol):
 
 @settings
 class Budget:
-    """Limits in any currency of `Spending`; the first one reached ends the run. None is no limit."""
+    """Limits of a run, at least one; the first one that is reached ends it. None is no limit."""
 
     updates: AtLeastOne | None = None
     """Updates of the agent."""

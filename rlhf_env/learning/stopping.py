@@ -47,7 +47,7 @@ class MaxKL:
     """Stop as soon as the policy is too far from the reference."""
 
     limit: Positive
-    """The most that the mean KL of a rollout, `rollout/kl`, may be, in nats a response."""
+    """The most that the mean KL of a rollout, `rollout/kl`, may be, in nats per response."""
 
     def __call__(self, row: LoggedRow, /) -> str | None:
         kl = row.get("rollout/kl")

@@ -44,7 +44,7 @@ _COLUMNS = (
     _Column("Won", "win_rate", "The share of prompts on which it is preferred, with its 95 % interval"),
     _Column("Accuracy", "accuracy", "Of a reward model, on prompts held out, with its 95 % interval", 3),
     _Column("Perplexity", "perplexity", "Of held-out answers: before the stage, and after it", 2, True),
-    _Column("KL", "kl", "To the model that the stage began with, in nats a reply"),
+    _Column("KL", "kl", "To the model that the stage began with, in nats per reply"),
     _Column("Labels", "labels", "Judgements that were asked for", 0),
     _Column("Tokens", "tokens", "Tokens that the stage wrote", 0),
     _Column("Time", "seconds", "What it took here", 0),

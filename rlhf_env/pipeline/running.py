@@ -62,15 +62,15 @@ class Intention:
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """What a pipeline came to."""
+    """The result of `run_pipeline`: where its files are, what each stage measured, and what it waits for."""
 
     folder: Path
     stages: Mapping[str, Record]
-    """By name, what is known of each stage that has begun: its `numbers`, its seconds, ..."""
+    """By name, the record of each stage that has begun: its `numbers`, its seconds, ..."""
     waiting: str
-    """What it waits for: people's votes; "" where it does not."""
+    """What it waits for (people's votes), or ""."""
     report: Path | None
-    """The page about all stages; None where nothing has run yet."""
+    """The page about all stages; None if nothing has run yet."""
 
 
 def run_pipeline(

@@ -126,7 +126,7 @@ class TextWriter(Protocol):
     of_training: bool
     """Whether training alone has its texts, which it writes with the policy's weights; else evaluations have them."""
     max_kl: float
-    """How far what it wrote may be from the policy, in nats a token."""
+    """How far what it wrote may be from the policy, in nats per token."""
 
     def write(
         self, policy: Any, weights: tuple[object, ...], observation: Observation, rows: Bool, numbers: Float, /
@@ -184,7 +184,9 @@ class HasNextTokens(Protocol):
 
 
 class Policy(Protocol):
-    """A writer. `device`, `dtype` and the module methods are as in `torch.nn.Module`; nothing uses a global generator.
+    """A model that generates texts (`write`) and scores them (`evaluate`, `response_logprobs`).
+
+    `device`, `dtype` and the module methods are as in `torch.nn.Module`; nothing uses a global random generator.
 
     `write` and `response_logprobs` run without dropout and without gradients and leave `training` as it was;
     `evaluate` runs in the mode the module is in.

@@ -165,7 +165,7 @@ def _problem_in_half(policy: LanguageModel, batch: Batch, way: ForwardPath, scal
         return no_gradient
     return (
         f"in {_precision(policy)} the texts beside a text, or padding after it, change its log-probabilities by "
-        f"{np.mean(apart):.2g} nats a token"
+        f"{np.mean(apart):.2g} nats per token"
     )
 
 

@@ -61,7 +61,7 @@ class VllmSettings:
     compiled: bool = False
     """Let it compile the model and record CUDA graphs: quicker steps after a longer start."""
     max_kl: Positive = 0.05
-    """The run stops when what it wrote is further from the policy than this, in nats a token (`writer/kl`): before
+    """The run stops when what it wrote is further from the policy than this, in nats per token (`writer/kl`): before
     anything is learned from those texts."""
     checked_texts: AtLeastOne = 16
     """Of each rollout, how many texts the policy reads once more to measure that."""

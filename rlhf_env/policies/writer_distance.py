@@ -58,7 +58,7 @@ class WriterDistance:
     def take(self) -> dict[str, float]:
         """What was measured since the last call; nothing, where nothing was written.
 
-        `kl` is KL(engine || policy) in nats a token, by Schulman's k3: the mean of r - 1 - log r over tokens drawn by
+        `kl` is KL(engine || policy) in nats per token, by Schulman's k3: the mean of r - 1 - log r over tokens drawn by
         the engine, r the ratio of policy to engine; never negative. `ess` is the effective sample size of the texts'
         importance weights, as a share; `ratio_p05`, `ratio_p50` and `ratio_p95` are quantiles of r.
         """

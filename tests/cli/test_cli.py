@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -126,6 +127,19 @@ def _all_commands() -> Iterator[tuple[str, Any]]:
                 groups.append((f"{words} {name}", command))
             else:
                 yield f"{words} {name}", command
+
+
+def test_every_command_ends_its_help_with_examples_that_are_understood() -> None:
+    """Each is one line of a terminal of 80 columns, is the command's own, and its words are taken as they are."""
+    for words, command in _all_commands():
+        if hasattr(command, "commands"):
+            continue
+        title, *lines = (command.epilog or "").splitlines()
+        assert lines and title == ("Example:" if len(lines) == 1 else "Examples:"), words
+        for line in lines:
+            assert len(line) <= 80 and line.strip().startswith(f"rlhf-env{words}"), (words, line)
+            typed = shlex.split(line.partition(" > ")[0])[len(["rlhf-env", *words.split()]) :]
+            command.make_context(words, typed)
 
 
 def test_every_command_explains_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +422,7 @@ def test_help_fits_80_columns(words: str, run: Run, monkeypatch: pytest.MonkeyPa
     assert "<bool>" not in shown
     assert " range" not in shown and "<int" not in shown, "a type takes few columns: N>=1, 1..1024"
     prose = [line for line in lines if line[:1] in ("", " ")]
+    prose = list(itertools.takewhile(lambda line: not line.startswith(" Example"), prose))
     # A line that is followed by another one of its paragraph has no room for the next word.
     for line, following in itertools.pairwise(prose):
         if line.strip() and following[1:2].strip() and not following.lstrip().startswith("- "):
@@ -418,7 +433,7 @@ def test_the_first_commands_of_somebody_new_stand_first(run: Run) -> None:
     shown = run("--help").out
     places = [shown.index(f"│ {name} ") for name in ("demo", "train", "bench", "annotate", "submit", "plugins")]
     assert places[:3] == sorted(places[:3]) and places[2] < places[4] < places[3] < places[5]
-    assert "To begin with: rlhf-env demo" in shown
+    assert "Start with: rlhf-env demo" in shown
 
 
 def test_of_very_many_problems_twenty_are_said(run: Run, monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_run_stops_before_it_learns_from_texts_that_are_too_far(
 
     monkeypatch.setattr(VllmWriter, "_hand_over", at_first_alone)
     wanted = experiment(policy={"vllm": {"max_kl": 1e-7}}, budget={"updates": 5})
-    with pytest.raises(WriterFailed, match=r"^what vLLM wrote is \S+ nats a token away from the policy \(writer/kl\)"):
+    with pytest.raises(WriterFailed, match=r"^what vLLM wrote is \S+ nats per token away from the policy"):
         rlhf_env.run(wanted, tmp_path / "run")
     monkeypatch.setattr(VllmWriter, "_hand_over", hand_over)
     done = len(read_metrics(tmp_path / "run")) - 1

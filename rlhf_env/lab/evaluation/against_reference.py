@@ -79,7 +79,7 @@ class RunEvaluation:
     has no score. Intervals count prompts: where one was
     asked more than once, its answers are one value.
     `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
-    Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
+    Wilson's interval. `kl`: KL(agent || reference) in nats per response by two estimators, k1 and k3, and where so few
     texts are possible that it is a sum, "exact". Both estimators are unbiased; where the agent has all but stopped
     writing something that the reference does write, k3 has its mean from texts too rare to be drawn, and comes out too
     small. For an agent whose distance can only be bounded, `kl_bound` instead. `rates` are shares of texts: cut off,
@@ -130,12 +130,12 @@ def evaluate_run(
     trust_code: bool = False,
     device: str = AUTO,
 ) -> RunEvaluation:
-    """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
+    """Compare a run's agent with its reference, as `rlhf-env evaluate` does: rewards, KL, win rate, behaviour.
 
-    `prompts`, `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default, they are as the
-    run says, but for one answer to each prompt where `decoding` is greedy.
-    `reference` is a model, or another run, to compare with in the place of the model that the run began with; it must
-    have the same tokenizer. `trust_code` and `device` are those of `load_run`.
+    The run in `folder` is read by `load_run` at that `checkpoint`, with its `trust_code` and `device`. `prompts`,
+    `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default they are the run's own (with
+    greedy decoding, one answer to each prompt). `reference` is a model, or another run, to compare with instead of the
+    model that the run began with; it must have the same tokenizer.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
@@ -390,9 +390,9 @@ def _numbers(found: RunEvaluation) -> Table:
     for name, rate in found.win_rate.items():
         table.add_row(f"win rate, {name}", _interval(rate, ".3f"), "0.500", "")
     for name, kl in found.kl.items():
-        table.add_row(f"KL to the reference, {name}", _interval(kl), "" if found.decoding else "0", "nats a response")
+        table.add_row(f"KL to the reference, {name}", _interval(kl), "" if found.decoding else "0", "nats per response")
     if found.kl_bound is not None:
-        table.add_row("KL to the reference, at most", f"{found.kl_bound:.4g}", "0", "nats a response")
+        table.add_row("KL to the reference, at most", f"{found.kl_bound:.4g}", "0", "nats per response")
     for it in found.measures:
         change = "" if it.difference is None else _interval(it.difference)
         table.add_row(it.name, f"{it.agent:.4g}", f"{it.reference:.4g}", change)

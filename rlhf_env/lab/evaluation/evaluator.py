@@ -310,7 +310,7 @@ class Evaluator:
         )
 
     def exact_kl(self, agent: Agent) -> float | None:
-        """KL(agent || reference) in nats a response, the mean over the evaluation prompts, as a sum over all texts.
+        """KL(agent || reference) in nats per response, the mean over the evaluation prompts, as a sum over all texts.
 
         None where these are too many (see `_ENUMERABLE`), and where an agent's texts are not its policy's alone.
         """

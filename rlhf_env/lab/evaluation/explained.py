@@ -14,9 +14,10 @@ from rlhf_env.learning.logged import LOGGED, Logged, number_called
 _HEAD = """\
 # Metrics: what every logged number means
 
-A run writes one row an update to `metrics.jsonl` (and to every tracker). A key is a section and a name; `*` stands for
-a name that is yours, such as that of a part of the reward. `rlhf-env metrics KEY` says the same of one, and
-`rlhf-env metrics --markdown` writes this page.
+A run writes one row per update to `metrics.jsonl` in its folder, and to every tracker; `rlhf-env watch` and
+`report.html` draw them. A key is a section and a name; `*` stands for a name that is yours, such as that of a part of
+the reward. `rlhf-env metrics KEY` explains one of them in the terminal, and `rlhf-env metrics --markdown` writes this
+page.
 """
 SECTIONS = {
     "update": "Where the run is",

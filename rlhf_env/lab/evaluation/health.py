@@ -93,14 +93,14 @@ def _negative_kl(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
     mean, error = sum(kls) / len(kls), math.sqrt(variance) / len(kls)
     if mean > -max(KL_ROUNDING, KL_DEVIATIONS * error):
         return None
-    return f"KL to the reference is {mean:.3g} nats a response (standard error {error:.2g}), and no KL is negative"
+    return f"KL to the reference is {mean:.3g} nats per response (standard error {error:.2g}), and no KL is negative"
 
 
 def _entropy_collapse(rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
     before, now = _compared(rows, latest, "rollout/entropy")
     if before is None or now is None or not now < ENTROPY_LEFT * before:
         return None
-    return f"entropy fell from {before:.3g} to {now:.3g} nats a token: the policy writes nearly the same every time"
+    return f"entropy fell from {before:.3g} to {now:.3g} nats per token: the policy writes nearly the same every time"
 
 
 def _no_spread(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:

@@ -31,14 +31,14 @@ MEASURES = (
     Metric(
         name="objective",
         title="Log-likelihood",
-        unit="nats a token",
+        unit="nats per token",
         meaning="mean log-probability of a token of the answers: what sft raises",
         better="higher",
     ),
     Metric(
         name="loss",
         title="Negative log-likelihood",
-        unit="nats a token",
+        unit="nats per token",
         meaning="mean of -log p over the tokens of the answers",
         better="lower",
     ),
@@ -58,7 +58,7 @@ MEASURES = (
     Metric(
         name="preference_loss",
         title="Preference loss",
-        unit="nats a pair",
+        unit="nats per pair",
         meaning="mean of -log sigmoid(score(chosen) - score(rejected)) over held-out pairs; ln 2 says nothing",
         better="lower",
     ),

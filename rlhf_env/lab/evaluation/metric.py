@@ -69,7 +69,7 @@ Table = Literal["table", "replies", "spending"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One entry of the table. A reader of the report sees `title`, `unit` and `meaning`."""
+    """A number of evaluations: how it is measured and shown. Reports show `title`, `unit` and `meaning`."""
 
     name: str
     """The key in results and, after "eval/", in the log of a run: lower-case letters, digits and underscores."""

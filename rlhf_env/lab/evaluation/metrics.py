@@ -44,7 +44,7 @@ def _kl(replies: Measured) -> MetricValue:
 
 
 def entropy(rollout: Rollout) -> float:
-    """Of the policy that wrote the rollout, in nats a token: the mean of -log p over the tokens that it drew."""
+    """Of the policy that wrote the rollout, in nats per token: the mean of -log p over the tokens that it drew."""
     return -float(rollout.logprobs.sum()) / max(int(rollout.actions.sum()), 1)
 
 

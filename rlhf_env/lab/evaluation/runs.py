@@ -399,7 +399,7 @@ def load_run(
     trust_code: bool = False,
     device: str = AUTO,
 ) -> Run:
-    """A run as it was at its newest valid checkpoint: the agent and its policy with their weights, and the metrics.
+    """Read a run back, as it was at its newest valid checkpoint: the agent and policy with their weights, the metrics.
 
     "best": as it was at the best evaluation on the way (by `[evaluation] best`); of a run that had none, or whose best
     checkpoint is damaged, as it was at the last.

@@ -26,7 +26,7 @@ _TITLES = {
     "proxy": "Proxy reward",
     "kl": "KL to the reference",
     "length": "Length, tokens a text",
-    "entropy": "Entropy, nats a token",
+    "entropy": "Entropy, nats per token",
     "cut_at_limit": "Share of texts cut at the limit",
 }
 _ENDS = re.compile(r"_(std|low|high)$")

@@ -102,7 +102,7 @@ def test_old_weights_in_the_generator(toy: Toy, tmp_path: Path) -> None:
     (told,) = [
         it for it in alerts(toy, tmp_path / "stated", agent, stated, rewards=rewards) if it.name == "negative KL"
     ]
-    assert "nats a response" in told.message
+    assert "nats per response" in told.message
     assert "old weights" in told.remedy
 
 

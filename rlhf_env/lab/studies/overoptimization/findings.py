@@ -309,7 +309,7 @@ def plain_findings(findings: Findings) -> JsonObject:
     return {
         "format": 1,
         "study": findings.study.as_json(),
-        "units": "rewards: 0 is the reference's mean, 1 the standard deviation of its replies; KL in nats a response",
+        "units": "rewards: 0 is the reference's mean, 1 the standard deviation of its replies; KL in nats per response",
         "lines": [
             {
                 "proxy": line.proxy,

@@ -111,7 +111,7 @@ def referee_page(found: Refereed) -> str:
 
 def by_library(found: Refereed) -> str:
     """A row for each library, ours last: how many objectives, how many as we derive them, and where they lead."""
-    headings = ("Library", "Objectives", "As a second derivation", "Gained, KL in the reward", "Gained, KL in the loss")
+    headings = ("Library", "Objectives", "Match our derivation", "Gained, KL in the reward", "Gained, KL in the loss")
     lines = [f"| {' | '.join(headings)} |", "| --- | ---: | ---: | ---: | ---: |"]
     for library in dict.fromkeys(row.maker for row in found.rows):
         rows = [row for row in found.rows if row.maker == library]
