@@ -3,8 +3,10 @@
     make real-model                                     # in runs/real_model
     python examples/real_model/run.py --seeds 1         # one seed, and no interval
 
-What is run is what a user types: the commands are in `commands.txt` in the folder, what they printed in `log.txt`. A
-second call does what is missing. Ends with 1 where the interval of the rise, over the seeds, does not lie above 0.
+What is run is what a user types: the commands are in `commands.txt` in the folder, what they printed in `log.txt`;
+the numbers are in `results.json`, which docs/example_tables.py puts into the READMEs. A second call does what is
+missing, and its file says nothing of time and memory. Ends with 1 where the interval of the rise, over the seeds, does
+not lie above 0.
 """
 
 from __future__ import annotations
@@ -75,20 +77,25 @@ class Desk:
             return
         with (self.folder / "commands.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(("rlhf-env", *words)) + "\n")
+        print(f"$ rlhf-env {shlex.join(words)}", flush=True)
         settings = {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
-        done = subprocess.run(
+        running = subprocess.Popen(
             [*COMMAND, *words],
             cwd=self.folder,
             env=os.environ | settings,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             encoding="utf-8",
-            check=False,
         )
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"$ rlhf-env {shlex.join(words)}\n{done.stdout}{done.stderr}\n")
-        if done.returncode:
-            raise SystemExit(f"{self.folder}: rlhf-env {shlex.join(words)}\n{done.stdout}{done.stderr}")
-        print(f"rlhf-env {shlex.join(words)}", flush=True)
+        assert running.stdout is not None
+        with running, (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"$ rlhf-env {shlex.join(words)}\n")
+            for line in running.stdout:  # as it is printed: the first command takes most of the time
+                log.write(line)
+                log.flush()
+                print(line, end="", flush=True)
+        if running.returncode:
+            raise SystemExit(f"{self.folder}: rlhf-env {shlex.join(words)}: ended with {running.returncode}")
 
     def measured(self, run: str) -> Measured:
         """What the evaluator said of a run's agent."""
@@ -149,6 +156,7 @@ def main() -> None:
     sizes = SMALL if given.small else WHOLE
     start = time.monotonic()
 
+    resumed = (given.out / "commands.txt").exists()
     desk = Desk(given.out, sizes, given.seeds)
     model = given.out / "smollm2"
     if given.model is None:
@@ -169,7 +177,10 @@ def main() -> None:
     spent = (used.ru_utime + used.ru_stime) / 60
     held = used.ru_maxrss / 2**20
     print(f"{minutes:.1f} minutes, {spent:.1f} of processor time; the largest process held {held:.1f} GB")
-    print(f"Samples before and after: {given.out / 'proof/report.html'}")
+    cost = {"minutes": minutes, "processor_minutes": spent, "gigabytes": held}
+    results = {**dict.fromkeys(cost), "ways": ways} if resumed else {**cost, "ways": ways}
+    (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"These numbers: {given.out / 'results.json'}; samples before and after: {given.out / 'proof/report.html'}")
     rose = rise(ways["before"], ways["grpo"], "overlap")
     if not given.small and (rose.low is None or rose.low <= 0):
         raise SystemExit("grpo: the interval of the rise does not lie above 0")
