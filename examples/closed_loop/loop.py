@@ -181,8 +181,10 @@ def loop(folder: Path, taste: str, seed: int, sizes: Sizes, browser: Sequence[st
     )
 
 
-def table(loops: Sequence[Loop]) -> str:
+def table(loops: Sequence[Loop], *, seconds: bool = True) -> str:
     rows = [HEADS, *(it.row() for it in loops)]
+    if not seconds:
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -220,7 +222,7 @@ def main() -> None:
     cost = {"minutes": minutes, "processor_minutes": processor_minutes}
     results = {**cost, "loops": [asdict(it) for it in loops]}
     (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"Commands, what they printed and every vote: {given.out}/TASTE-SEED; these numbers: {given.out}/results.json")
+    print(f"What each command printed, and every vote: {given.out}/TASTE-SEED; these numbers: {given.out}/results.json")
     sys.exit(0 if held == len(loops) or given.small else 1)
 
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,6 +142,14 @@ def table(ways: Mapping[str, Sequence[Measured]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
+def cost(results: Mapping[str, Any]) -> str:
+    """What it took, by the file of results."""
+    return (
+        f"{results['minutes']:.1f} minutes, {results['processor_minutes']:.1f} of processor time; "
+        f"the largest process held {results['gigabytes']:.1f} GB"
+    )
+
+
 def _said(it: Estimate) -> str:
     return f"{it.value:.2f}" if it.low is None else f"{it.value:.2f} ({it.low:.2f} to {it.high:.2f})"
 
@@ -173,12 +182,13 @@ def main() -> None:
     }
     print(f"\n{table(ways)}\n")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    minutes = (time.monotonic() - start) / 60
-    spent = (used.ru_utime + used.ru_stime) / 60
-    held = used.ru_maxrss / 2**20
-    print(f"{minutes:.1f} minutes, {spent:.1f} of processor time; the largest process held {held:.1f} GB")
-    cost = {"minutes": minutes, "processor_minutes": spent, "gigabytes": held}
-    results = {**dict.fromkeys(cost), "ways": ways} if resumed else {**cost, "ways": ways}
+    took = {
+        "minutes": (time.monotonic() - start) / 60,
+        "processor_minutes": (used.ru_utime + used.ru_stime) / 60,
+        "gigabytes": used.ru_maxrss / 2**20,
+    }
+    print(cost(took))
+    results = {**(dict.fromkeys(took) if resumed else took), "ways": ways}
     (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"These numbers: {given.out / 'results.json'}; samples before and after: {given.out / 'proof/report.html'}")
     rose = rise(ways["before"], ways["grpo"], "overlap")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from faults.catalogue import Fault, chosen, survive
+from faults.catalogue import FAULTS, Fault, chosen, survive
 from faults.resume_matrix import CASES, CUTS, cut_and_resume
 from faults.run import load, prepare
 
@@ -53,6 +54,15 @@ def test_the_matrix_has_every_agent_that_trains() -> None:
     known = plugins.host()
     agents = {name for name in known.names("agent") if getattr(known.load("agent", name), "trains", True)}
     assert agents == {name for changes in CASES.values() for name in names_of(changes["agent"])}
+
+
+def test_the_readme_counts_faults_and_kinds_of_moment() -> None:
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert f"`make faults` injects {len(FAULTS)} faults for real" in readme
+    assert f"({len(FAULTS)} of {len(FAULTS)} survived)" in readme
+    assert f"kills every agent at up to {len(CUTS)} kinds of moment" in readme
+    ((exact, cells),) = re.findall(r"\((\d+) of (\d+) exact", readme)
+    assert int(exact) == int(cells) <= len(CASES) * len(CUTS)
 
 
 def names_of(agent: Mapping[str, Any]) -> Iterator[str]:
