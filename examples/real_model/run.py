@@ -135,11 +135,17 @@ def table(ways: Mapping[str, Sequence[Measured]]) -> str:
     rows = [heads]
     before = next(iter(ways.values()))
     for name, seeds in ways.items():
-        means = [f"{np.mean([it[measure] for it in seeds]):.2f}" for measure in MEASURES]
+        means = [f"{_nearest(np.mean([it[measure] for it in seeds])):.2f}" for measure in MEASURES]
         rises = ["-", "-"] if seeds is before else [_said(rise(before, seeds, it)) for it in ("overlap", "exact")]
         rows.append((name, *means, *rises))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _nearest(mean: float) -> float:
+    """Without the sign of what is told as 0."""
+    return 0.0 if abs(mean) < 0.005 else float(mean)
 
 
 def cost(results: Mapping[str, Any]) -> str:
