@@ -125,4 +125,5 @@ def test_the_benchmark_is_the_one_that_is_described() -> None:
     agents = [name for name in grid["agents"] if name not in ("reference", "random")]
     words = " ".join(README.read_text(encoding="utf-8").split())
     tasks, seeds = counted[len(grid["tasks"])], counted[grid["seeds"]]
+    assert f"Each agent is tuned by {counted[grid['tuning']['configurations']]} settings a task" in words
     assert f"ranks {counted[len(agents)]} agents and two controls on {tasks} tasks over {seeds} seeds" in words
