@@ -178,6 +178,7 @@ def main() -> None:
         subprocess.run([sys.executable, HERE / "fetch.py"], cwd=given.out, check=True)
     elif not model.exists():
         shutil.copytree(given.model, model)
+    print(f"The first command takes most of the time; to look at it: rlhf-env watch {given.out / 'proof'}", flush=True)
     follow_the_readme(desk, sizes, given.jobs)
 
     ways = {
