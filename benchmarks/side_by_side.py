@@ -66,7 +66,9 @@ def arguments(description: str | None, *, rounds: int = 5, sizes: str = "S") -> 
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (default: %(default)s)")
     parser.add_argument(
-        "--sizes", default=sizes, help="S (1.1 M parameters), M (10.6 M), L (135 M), or several (default: %(default)s)"
+        "--sizes",
+        default=sizes,
+        help="S (1.1 M parameters), M (10.6 M), L (134.5 M), or several (default: %(default)s)",
     )
     found = parser.parse_args()
     heading()
@@ -100,14 +102,12 @@ def peer(name: str, install: str) -> Any:
         sys.exit(0)
 
 
-def model(size: str, seed: int = 0, *, writer: Any = None, **other: int) -> LanguageModel:
-    """A random Llama in float32, its head tied to the embeddings; `writer`: the precision of a copy that writes;
-    `other` than the size says.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
+def config_of(size: str, **other: int) -> Any:
+    """What transformers makes a model of this size of."""
+    from transformers import LlamaConfig
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
-    config = LlamaConfig(
+    return LlamaConfig(
         **{"intermediate_size": 3 * SIZES[size]["hidden_size"], **heads, **SIZES[size], **other},
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -115,6 +115,15 @@ def model(size: str, seed: int = 0, *, writer: Any = None, **other: int) -> Lang
         eos_token_id=0,
         pad_token_id=1,
     )
+
+
+def model(size: str, seed: int = 0, *, writer: Any = None, **other: int) -> LanguageModel:
+    """A random Llama in float32, its head tied to the embeddings; `writer`: the precision of a copy that writes;
+    `other` than the size says.
+    """
+    from transformers import LlamaForCausalLM
+
+    config = config_of(size, **other)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = LlamaForCausalLM(config)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# name: hidden size, layers, heads, key and value heads, vocabulary (1.1 M, 10.1 M, 134 M parameters)
+# name: hidden size, layers, heads, key and value heads, vocabulary (1.0 M, 10.0 M, 134.5 M parameters)
 MODELS = {"S": (128, 4, 4, 4, 2048), "M": (320, 6, 5, 5, 8192), "L": (576, 30, 9, 3, 49152)}
 SIDES = {
     "float32": "float32, now",
@@ -45,12 +45,12 @@ class Texts:
         return f"{self.rows // self.per_prompt} x ({self.prompt} + {self.per_prompt} x {self.answer})"
 
 
-def model(size: str) -> Any:
-    """A random Llama with tied embeddings whose end token, 0, cannot come."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def config_of(size: str) -> Any:
+    """What transformers makes a model of this size of."""
+    from transformers import LlamaConfig
 
     hidden, layers, heads, kv_heads, vocabulary = MODELS[size]
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=8 * hidden // 3,
@@ -62,6 +62,13 @@ def model(size: str) -> Any:
         eos_token_id=0,
         pad_token_id=1,
     )
+
+
+def model(size: str) -> Any:
+    """A random Llama with tied embeddings whose end token, 0, cannot come."""
+    from transformers import LlamaForCausalLM
+
+    config = config_of(size)
     torch.manual_seed(0)
     return without_end(LlamaForCausalLM(config).eval())
 

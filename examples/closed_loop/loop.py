@@ -7,7 +7,8 @@ Of each taste and seed: the shipped model writes replies, a person (person.py, t
 200 pairs of them on the annotation page by keyboard, a reward model is fitted to the votes, PPO trains on it under KL,
 and the same person judges 100 blind pairs of the trained model's and the shipped model's replies to held-out prompts.
 What is run is what a user types; the commands of each run are in `commands.txt` in its folder, what they printed in
-`log.txt`. Ends with 1 where a win rate is below 0.60, or the lower end of its interval not above 0.50.
+`log.txt`; the numbers of all are in `results.json`, which docs/example_tables.py puts into the READMEs. Ends with 1
+where a win rate is below 0.60, or the lower end of its interval not above 0.50.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -68,6 +69,8 @@ class Loop:
     """With the ends of its 95 % interval."""
     kl: float
     seconds: float
+    at_the_page: float
+    """Of the seconds, those in which the person judged."""
 
     @property
     def holds(self) -> bool:
@@ -88,6 +91,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.at_the_page = 0.0  # seconds
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
@@ -113,12 +117,14 @@ class Desk:
                 said = self._run([*person, "--ballot", ballot, *browser])
             finally:
                 server.send_signal(signal.SIGINT)
-        cast, ties = map(int, re.findall(r"^(\d+) votes \((\d+) ties\)", said)[0])
+        cast, ties, seconds = map(int, re.findall(r"^(\d+) votes \((\d+) ties\) in (\d+) s", said)[0])
+        self.at_the_page += seconds
         return cast, ties
 
     def _note(self, *words: str) -> None:
         with (self.folder / "commands.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(words) + "\n")
+        print(f"{self.folder.name}: {shlex.join(words)}", flush=True)
 
     def _run(self, command: Sequence[str | Path]) -> str:
         settings = {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
@@ -171,13 +177,17 @@ def loop(folder: Path, taste: str, seed: int, sizes: Sizes, browser: Sequence[st
         win_rate=(value, low, high),
         kl=evaluated["metrics"]["kl"],
         seconds=time.monotonic() - start,
+        at_the_page=desk.at_the_page,
     )
 
 
-def table(loops: Sequence[Loop]) -> str:
+def table(loops: Sequence[Loop], *, seconds: bool = True) -> str:
     rows = [HEADS, *(it.row() for it in loops)]
+    if not seconds:
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def main() -> None:
@@ -196,7 +206,7 @@ def main() -> None:
 
     def one(taste: str, seed: int) -> Loop:
         done = loop(given.out / f"{taste}-{seed}", taste, seed, sizes, browser)
-        print(f"{taste}, seed {seed}: won {done.win_rate[0]:.2f} of {done.pairs} blind pairs", flush=True)
+        print(f"{taste}-{seed}: won {done.win_rate[0]:.2f} of {done.pairs} blind pairs", flush=True)
         return done
 
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -204,11 +214,16 @@ def main() -> None:
     print(f"\n{table(loops)}\n")
     held = sum(it.holds for it in loops)
     spent = os.times()
+    minutes = (time.monotonic() - start) / 60
+    processor_minutes = (spent.children_user + spent.children_system) / 60
     print(
         f"{held} of {len(loops)} have a win rate of at least {WIN_RATE:.2f} with the lower end of its interval above "
-        f"{LOWER_END:.2f}; {(time.monotonic() - start) / 60:.1f} minutes, "
-        f"{(spent.children_user + spent.children_system) / 60:.1f} of processor time"
+        f"{LOWER_END:.2f}; {minutes:.1f} minutes, {processor_minutes:.1f} of processor time"
     )
+    cost = {"minutes": minutes, "processor_minutes": processor_minutes}
+    results = {**cost, "loops": [asdict(it) for it in loops]}
+    (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"What each command printed, and every vote: {given.out}/TASTE-SEED; these numbers: {given.out}/results.json")
     sys.exit(0 if held == len(loops) or given.small else 1)
 
 

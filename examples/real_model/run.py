@@ -3,8 +3,10 @@
     make real-model                                     # in runs/real_model
     python examples/real_model/run.py --seeds 1         # one seed, and no interval
 
-What is run is what a user types: the commands are in `commands.txt` in the folder, what they printed in `log.txt`. A
-second call does what is missing. Ends with 1 where the interval of the rise, over the seeds, does not lie above 0.
+What is run is what a user types: the commands are in `commands.txt` in the folder, what they printed in `log.txt`;
+the numbers are in `results.json`, which docs/example_tables.py puts into the READMEs. A second call does what is
+missing, and its file says nothing of time and memory. Ends with 1 where the interval of the rise, over the seeds, does
+not lie above 0.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,20 +78,25 @@ class Desk:
             return
         with (self.folder / "commands.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(("rlhf-env", *words)) + "\n")
+        print(f"$ rlhf-env {shlex.join(words)}", flush=True)
         settings = {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
-        done = subprocess.run(
+        running = subprocess.Popen(
             [*COMMAND, *words],
             cwd=self.folder,
             env=os.environ | settings,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             encoding="utf-8",
-            check=False,
         )
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"$ rlhf-env {shlex.join(words)}\n{done.stdout}{done.stderr}\n")
-        if done.returncode:
-            raise SystemExit(f"{self.folder}: rlhf-env {shlex.join(words)}\n{done.stdout}{done.stderr}")
-        print(f"rlhf-env {shlex.join(words)}", flush=True)
+        assert running.stdout is not None
+        with running, (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"$ rlhf-env {shlex.join(words)}\n")
+            for line in running.stdout:  # as it is printed: the first command takes most of the time
+                log.write(line)
+                log.flush()
+                print(line, end="", flush=True)
+        if running.returncode:
+            raise SystemExit(f"{self.folder}: rlhf-env {shlex.join(words)}: ended with {running.returncode}")
 
     def measured(self, run: str) -> Measured:
         """What the evaluator said of a run's agent."""
@@ -127,11 +135,25 @@ def table(ways: Mapping[str, Sequence[Measured]]) -> str:
     rows = [heads]
     before = next(iter(ways.values()))
     for name, seeds in ways.items():
-        means = [f"{np.mean([it[measure] for it in seeds]):.2f}" for measure in MEASURES]
+        means = [f"{_nearest(np.mean([it[measure] for it in seeds])):.2f}" for measure in MEASURES]
         rises = ["-", "-"] if seeds is before else [_said(rise(before, seeds, it)) for it in ("overlap", "exact")]
         rows.append((name, *means, *rises))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _nearest(mean: float) -> float:
+    """Without the sign of what is told as 0."""
+    return 0.0 if abs(mean) < 0.005 else float(mean)
+
+
+def cost(results: Mapping[str, Any]) -> str:
+    """What it took, by the file of results."""
+    return (
+        f"{results['minutes']:.1f} minutes, {results['processor_minutes']:.1f} of processor time; "
+        f"the largest process held {results['gigabytes']:.1f} GB"
+    )
 
 
 def _said(it: Estimate) -> str:
@@ -149,12 +171,14 @@ def main() -> None:
     sizes = SMALL if given.small else WHOLE
     start = time.monotonic()
 
+    resumed = (given.out / "commands.txt").exists()
     desk = Desk(given.out, sizes, given.seeds)
     model = given.out / "smollm2"
     if given.model is None:
         subprocess.run([sys.executable, HERE / "fetch.py"], cwd=given.out, check=True)
     elif not model.exists():
         shutil.copytree(given.model, model)
+    print(f"The first command takes most of the time; to look at it: rlhf-env watch {given.out / 'proof'}", flush=True)
     follow_the_readme(desk, sizes, given.jobs)
 
     ways = {
@@ -165,11 +189,15 @@ def main() -> None:
     }
     print(f"\n{table(ways)}\n")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    minutes = (time.monotonic() - start) / 60
-    spent = (used.ru_utime + used.ru_stime) / 60
-    held = used.ru_maxrss / 2**20
-    print(f"{minutes:.1f} minutes, {spent:.1f} of processor time; the largest process held {held:.1f} GB")
-    print(f"Samples before and after: {given.out / 'proof/report.html'}")
+    took = {
+        "minutes": (time.monotonic() - start) / 60,
+        "processor_minutes": (used.ru_utime + used.ru_stime) / 60,
+        "gigabytes": used.ru_maxrss / 2**20,
+    }
+    print(cost(took))
+    results = {**(dict.fromkeys(took) if resumed else took), "ways": ways}
+    (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"These numbers: {given.out / 'results.json'}; samples before and after: {given.out / 'proof/report.html'}")
     rose = rise(ways["before"], ways["grpo"], "overlap")
     if not given.small and (rose.low is None or rose.low <= 0):
         raise SystemExit("grpo: the interval of the rise does not lie above 0")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from loop import Sizes
 from person import TASTES, verdict
 
 FOLDER = Path(__file__).parents[2] / "examples/closed_loop"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [Path(__file__).parents[2] / "README.md", FOLDER / "README.md"]
 
 
@@ -117,6 +119,20 @@ def test_the_chain_ends_and_counts_what_was_judged(tmp_path: Path) -> None:
     row = re.search(r"^curious +3 +12 +(\d+) +\S+ +6 +(\S+) \(", done.stdout, re.MULTILINE)
     assert row is not None, done.stdout
     assert (int(row[1]), float(row[2])) == (ties, pytest.approx(sum(won) / 6, abs=0.006))
+
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    (kept,) = results["loops"]
+    assert (kept["votes"], kept["ties"], kept["pairs"]) == (12, ties, 6) and kept["win_rate"][0] == float(row[2])
+    assert 0 < kept["at_the_page"] <= kept["seconds"] and results["processor_minutes"] > 0
+    assert done.stdout.splitlines()[-1].endswith(f"these numbers: {tmp_path}/results.json")
+    assert "curious-3: rlhf-env train train.toml --out trained" in done.stdout, "while it runs"
+    if (DOCS / "example_tables.py").exists():
+        replies = runpy.run_path(str(DOCS / "example_tables.py"))["read"](tmp_path)["replies"]
+        first = blind[0]
+        both = {it.author.name: _plain(it.text) for it in (first.first, first.second)}
+        shown = {"prompt": _plain(first.prompt.text), "shipped": both["reference"], "curious": both["trained"]}
+        assert replies["first"][0] == shown and len(replies["first"]) == 6
+        assert replies["most"]["curious"][1] >= 1
 
     commands = [shlex.split(line) for line in (folder / "commands.txt").read_text(encoding="utf-8").splitlines()]
     for page in PAGES:

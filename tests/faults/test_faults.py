@@ -13,7 +13,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from faults.catalogue import Fault, chosen, survive
+from faults.catalogue import FAULTS, Fault, chosen, survive
 from faults.resume_matrix import CASES, CUTS, cut_and_resume
 from faults.run import load, prepare
 
@@ -43,6 +43,7 @@ def test_survived(one: Fault) -> None:
         ("ppo", "in gradient accumulation"),
         ("grpo, novelty", "in a later rollout, mid-episode"),
         ("dpo, stored pairs", "between gradient steps"),
+        ("sft+rm", "in a later rollout, its prompts drawn"),
     ],
 )
 def test_killed_and_gone_on_with_a_run_ends_in_the_same_bits(case: str, cut: str) -> None:
@@ -53,6 +54,18 @@ def test_the_matrix_has_every_agent_that_trains() -> None:
     known = plugins.host()
     agents = {name for name in known.names("agent") if getattr(known.load("agent", name), "trains", True)}
     assert agents == {name for changes in CASES.values() for name in names_of(changes["agent"])}
+
+
+def test_the_readme_counts_faults_and_kinds_of_moment() -> None:
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert f"`make faults` injects {len(FAULTS)} faults for real" in readme
+    assert f"({len(FAULTS)} of {len(FAULTS)} survived)" in readme
+    # Three cuts are within the writing of a rollout; and where groups without a difference are drawn again, two updates
+    # have no gradient step, and one draws no prompts. `applicable` counts the same, by a run of each case.
+    stored = [it for it in CASES.values() if {"answers", "preferences"} & {*it, *it["agent"]}]
+    drawn_again = [it for it in CASES.values() if "dynamic_sampling" in names_of(it["agent"])]
+    cells = len(CASES) * len(CUTS) - 3 * len(stored) - 3 * len(drawn_again)
+    assert f"kills {len(CASES)} agents and settings at up to {len(CUTS)} kinds of moment, {cells} cells" in readme
 
 
 def names_of(agent: Mapping[str, Any]) -> Iterator[str]:

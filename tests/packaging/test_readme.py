@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.processes import started, warm_up
 from pages_followed import blocks, python
 
+import rlhf_env
 from rlhf_env import plugins
 from rlhf_env.cli.main import app
+from rlhf_env.lab.statistics import seeds_for_a_verdict
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -104,3 +107,23 @@ def test_what_is_counted_is_there() -> None:
     ):
         (told,) = re.findall(said, words)
         assert int(told) < count
+    weights = sum(file.stat().st_size for file in (Path(rlhf_env.__file__).parent / "assets").glob("*/*.safetensors"))
+    assert f"(float16 safetensors, {weights / 1e6:.1f} MB together)" in words
+
+
+def test_the_seeds_that_a_verdict_takes_are_those_of_the_comparison() -> None:
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"a verdict on four agents takes {seeds_for_a_verdict(4 - 1)})" in words
+    assert f"fewer seeds than a verdict takes ({seeds_for_a_verdict(2 - 1)} for two agents" in words
+
+
+def test_the_benchmark_is_the_one_that_is_described() -> None:
+    """Two controls beside the agents, of so many tasks, seeds and settings."""
+    file = ROOT / "examples/benchmark.toml"
+    grid = tomllib.loads(file.read_text(encoding="utf-8"))
+    counted = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    agents = [name for name in grid["agents"] if name not in ("reference", "random")]
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    tasks, seeds = counted[len(grid["tasks"])], counted[grid["seeds"]]
+    assert f"Each agent is tuned by {counted[grid['tuning']['configurations']]} settings a task" in words
+    assert f"ranks {counted[len(agents)]} agents and two controls on {tasks} tasks over {seeds} seeds" in words

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -27,6 +28,29 @@ def test_readme_has_the_table_of_the_prints() -> None:
     from readme_table import of_results
 
     assert of_results() in (ROOT / "README.md").read_text(encoding="utf-8"), "python benchmarks/readme_table.py"
+
+
+def test_the_sizes_are_those_that_are_told() -> None:
+    """Without weights: a model on the device "meta" has shapes alone."""
+    import side_by_side
+    import written_side
+    from transformers import LlamaForCausalLM
+
+    def million(size: str) -> str:
+        with torch.device("meta"):
+            made = [LlamaForCausalLM(it.config_of(size)) for it in (written_side, side_by_side)]
+        return " or ".join(map(str, sorted({round(model.num_parameters() / 1e6, 1) for model in made})))
+
+    words = f"S has {million('S')} million parameters, M {million('M')}, L {million('L')}."
+    for page in ("README.md", "docs/speed.md"):
+        assert words in " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def test_the_cells_of_the_benchmark_are_as_many_as_are_told(tmp_path: Path) -> None:
+    from grid import FILE, every_cell
+
+    cells = every_cell(FILE, tmp_path)
+    assert f"the {len(cells)} cells of `rlhf-env bench" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_line_gives_its_median_its_mark_and_its_distance_and_the_last_of_a_name_counts() -> None:

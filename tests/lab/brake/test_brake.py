@@ -182,6 +182,11 @@ def test_what_the_readme_says_of_it_stands_in_its_table() -> None:
     (said,) = re.findall(
         r"`rlhf-env lab brake` asks.*?has its price", (root / "README.md").read_text("utf-8"), re.DOTALL
     )
+    page = " ".join((root / "docs" / "brake.md").read_text(encoding="utf-8").split())
+    ((runs, held_out),) = re.findall(r"(\d+) runs, \d+ of which end below 90 % of their peak; (\d+) are held out", page)
+    assert f"on {runs} small runs, half of them held out" in said and int(runs) == 2 * int(held_out)
+    assert f"with no false stop in {held_out}" in " ".join(said.split())
+    assert rows["scores, 64 a time"][4].split("%")[0].strip() == "0"
     signals = [row for row in rows if not row.startswith(("scores", "votes", "never", "rule", "---"))]
     best = max(signals, key=lambda row: int(rows[row][3].split("%")[0]))
     told = re.findall(r"(\d+) % \((\d+) to (\d+)\)", " ".join(said.split()))
