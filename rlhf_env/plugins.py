@@ -178,8 +178,13 @@ class Entry:
         """Import and return the target."""
         if isinstance(self.target, OwnCode):
             return own_code.load_code(self.target)
-        if not isinstance(self.target, str):
-            return self.target
+        target = self._imported() if isinstance(self.target, str) else self.target
+        if self.origin != OWN:
+            own_code.is_of_plugin(target)
+        return target
+
+    def _imported(self) -> Any:
+        assert isinstance(self.target, str)
         module, _, attribute = self.target.partition(":")
         try:
             with same_folder(self._who()):
