@@ -9,7 +9,7 @@ from contextlib import contextmanager
 Key = str | int
 
 TRACEBACK = "RLHF_ENV_TRACEBACK"
-"""The environment variable that has a command show where an error came from, before the line that says what is wrong."""
+"""The environment variable that has a command show where an error came from, and then what is wrong."""
 
 
 class RlhfEnvError(Exception):

@@ -76,8 +76,9 @@ class FileTokenizer:
 
     `encode` gives the text's own ids; `encode_prompt` adds what the tokenizer itself puts before a text. `end` and
     `pad` name those tokens; by default they are what `tokenizer_config.json` / `special_tokens_map.json` name, and
-    where these name no end token, the first that the model's files beside them name. Instruct models often have several end tokens: `end_ids` are the tokenizer's, then those in `generation_config.json` and
-    `config.json` beside it; an `end` that is named is the only one.
+    where these name no end token, the first one of the model's files. Instruct models often have several end tokens:
+    `end_ids` are the tokenizer's, then those in `generation_config.json` and `config.json` beside it; an `end` that is
+    named is the only one.
 
     Decoded texts are without special tokens, but for those that `keep_special` names (`<think>`).
     """
@@ -127,10 +128,9 @@ class FileTokenizer:
         found = self._tokenizer.token_to_id(str(token)) if token is not None else None
         if found is None:
             key = "eos_token" if role == "end" else "pad_token"
-            has = "no" if token is None else f"not the token {token!r} that it names as its"
             raise DataError(
-                f"the tokenizer in {folder} has {has} {role} token: put one of its tokens into its "
-                f'tokenizer_config.json, as "{key}": "<...>"'
+                f"the tokenizer in {folder} has no {role} token ({token!r}): name one of its tokens in its "
+                f'tokenizer_config.json, "{key}": "<...>"'
             )
         return int(found)
 

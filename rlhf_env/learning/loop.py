@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed, WriterFailed
+from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed, WriterFailed
 from rlhf_env.learning.agent import Agent, Metrics, asking, called, does_not_fit, give_back, state_of
 from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine

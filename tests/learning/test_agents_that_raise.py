@@ -16,7 +16,7 @@ from rlhf_env.learning.agent import asking
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.plugins import host
 
-CODE = '''\
+CODE = """\
 import os
 from dataclasses import dataclass
 
@@ -60,7 +60,7 @@ class Fails:
 
     def load_state_dict(self, state):
         self.reach("load")
-'''
+"""
 
 
 EXPERIMENT = """
@@ -122,7 +122,7 @@ def test_a_run_says_in_a_line_which_method_and_where(where: str, said: str, line
 
 
 def test_so_does_one_that_raises_while_it_is_made() -> None:
-    with pytest.raises(PluginError, match=r"Fails raised KeyError: 'not there' \(fails.py, line \d+\) while it was made"):
+    with pytest.raises(PluginError, match=r"Fails raised KeyError: 'not there' \(fails.py, line \d+\) while it was"):
         run(experiment(f'{OWN}where = "init"\n'), "out")
 
 
