@@ -56,8 +56,8 @@ be loaded. One that breaks its contract is 1. `rlhf-env plugins` lists a plugin 
 and ends with 0; so does `rlhf-env watch`, which Ctrl-C ends. A code of 1 with a traceback is a fault of this project's:
 please report it.
 
-What a reward, a task, an agent or another plugin raises is one line, with the place in its file. With the environment variable
-`RLHF_ENV_TRACEBACK=1` the whole traceback stands before it, of this and of every other error.
+What a reward, a task, an agent or another plugin raises is one line, with the place in its file. With the environment
+variable `RLHF_ENV_TRACEBACK=1` the whole traceback stands before it, of this and of every other error.
 
 ## Completion in the shell, and output for programs
 

@@ -32,7 +32,7 @@ from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType
 
-from rlhf_env.errors import DataError, PluginError, Problem, did_you_mean
+from rlhf_env.errors import TRACEBACK, DataError, PluginError, Problem, RlhfEnvError, RunFailed, did_you_mean
 from rlhf_env.plain_data import read_file
 from rlhf_env.shown_text import near
 from rlhf_env.working_folder import same_folder
@@ -234,6 +234,23 @@ def error_in_words(error: BaseException) -> str:
     place = raised_at(error)
     said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     return f"{said} ({place})" if place else said
+
+
+@contextlib.contextmanager
+def naming_who_raised(who: str) -> Iterator[None]:
+    """While somebody else's code is asked: what it raises becomes RunFailed, in one line that begins with `who`.
+
+    What our own code raises is our own fault, and keeps its traceback.
+    """
+    try:
+        yield
+    except RlhfEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not raised_at(error):
+            raise
+        said = f"{who} raised {error_in_words(error)}: {TRACEBACK}=1 shows the whole traceback"
+        raise RunFailed(said) from error
 
 
 # ---------------------------------------------------------------- files

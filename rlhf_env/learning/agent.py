@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlhf_env.errors import TRACEBACK, ConfigError, DataError, RlhfEnvError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, RlhfEnvError, RunFailed
 from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
-from rlhf_env.own_code import error_in_words, raised_at
+from rlhf_env.own_code import naming_who_raised, raised_at
 from rlhf_env.settings import fault
 from rlhf_env.shown_text import type_in_words
 from rlhf_env.types import Float, Int, Observation, ResetOptions, State, Task, Tokenizer
@@ -228,21 +228,9 @@ class Around:
         return decision_of(self.agent, observation)
 
 
-@contextmanager
-def asking(agent: Agent, method: str) -> Iterator[None]:
-    """While a method of an agent runs. What somebody else's code in it raises becomes RunFailed, in one line.
-
-    What our own code raises is our own fault, and keeps its traceback.
-    """
-    try:
-        yield
-    except RlhfEnvError:
-        raise
-    except (Exception, SystemExit) as error:
-        if not raised_at(error):
-            raise
-        said = f"{called(agent)}: {method}() raised {error_in_words(error)}"
-        raise RunFailed(f"{said}: {TRACEBACK}=1 shows the whole traceback") from error
+def asking(agent: Agent, method: str) -> AbstractContextManager[None]:
+    """The context in which a method of an agent is called: what its author's code raises becomes RunFailed."""
+    return naming_who_raised(f"{called(agent)}: {method}()")
 
 
 def state_of(agent: Agent) -> State:
