@@ -58,6 +58,9 @@ cannot be loaded, and with 1 for a plugin that breaks its contract. `rlhf-env pl
 loaded with its error, and ends with 0; so does `rlhf-env watch`, which Ctrl-C ends. A code of 1 with a traceback is a
 fault of this project's: please report it.
 
+What a reward, a task, an agent or another plugin raises is one line, with the place in its file. With the environment
+variable `RLHF_ENV_TRACEBACK=1` the whole traceback stands before it, of this and of every other error.
+
 ## Completion in the shell, and output for programs
 
 `rlhf-env --install-completion` makes the shell (bash, zsh, fish, PowerShell) complete commands and options;

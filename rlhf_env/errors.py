@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 Key = str | int
 
+TRACEBACK = "RLHF_ENV_TRACEBACK"
+"""The environment variable that has a command show where an error came from, and then what is wrong."""
+
 
 class RlhfEnvError(Exception):
     """The root of all exceptions that this project raises on purpose; a command ends with its `exit_code`."""

@@ -32,7 +32,7 @@ from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType
 
-from rlhf_env.errors import DataError, PluginError, Problem, did_you_mean
+from rlhf_env.errors import TRACEBACK, DataError, PluginError, Problem, RlhfEnvError, RunFailed, did_you_mean
 from rlhf_env.plain_data import read_file
 from rlhf_env.shown_text import near
 from rlhf_env.working_folder import same_folder
@@ -47,6 +47,7 @@ _turn = threading.RLock()  # sys.path is everybody's
 _loading: list[Path] = []  # the files that are being imported, the innermost last
 _ours: dict[str, ModuleType] = {}  # by module name, what was imported here
 _neighbours: dict[str, dict[str, str]] = {}  # by module name, the files of what they imported from beside them
+_of_plugins: set[Path] = set()  # the files, and the folders of packages, of plugins by name
 
 
 class OwnCode(str):
@@ -205,10 +206,26 @@ def load_code(code: OwnCode) -> object:
         raise _refused(f"{_spoken_source(code)} has no {code.attribute!r}{said}") from error
 
 
+def is_of_plugin(target: object) -> None:
+    """Note whose code a registered plugin is, so that `raised_at` knows its lines: its file's, or its package's."""
+    module = sys.modules.get(getattr(target, "__module__", None) or "")
+    top = sys.modules.get(module.__name__.partition(".")[0]) if module is not None else None
+    if file := getattr(top if hasattr(top, "__path__") else module, "__file__", None):
+        path = Path(file)
+        _of_plugins.add(path.parent if path.name == "__init__.py" else path)
+
+
 def raised_at(error: BaseException) -> str:
-    """Where in a file of one's own an error was raised: "polite.py, line 3"; "" if it was elsewhere."""
+    """Where in code of somebody else's an error was raised: "polite.py, line 3"; "" if it was elsewhere.
+
+    That is a file of one's own, or a plugin by name. What it called, of torch for instance, is passed over.
+    """
     files = {str(module.__file__) for module in _ours.values()} | {f for it in _neighbours.values() for f in it}
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    lines = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in files or not _of_plugins.isdisjoint((path := Path(frame.filename), *path.parents))
+    ]
     return f"{near(Path(lines[-1].filename))}, line {lines[-1].lineno}" if lines else ""
 
 
@@ -217,6 +234,23 @@ def error_in_words(error: BaseException) -> str:
     place = raised_at(error)
     said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     return f"{said} ({place})" if place else said
+
+
+@contextlib.contextmanager
+def naming_who_raised(who: str) -> Iterator[None]:
+    """While somebody else's code is asked: what it raises becomes RunFailed, in one line that begins with `who`.
+
+    What our own code raises is our own fault, and keeps its traceback.
+    """
+    try:
+        yield
+    except RlhfEnvError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not raised_at(error):
+            raise
+        said = f"{who} raised {error_in_words(error)}: {TRACEBACK}=1 shows the whole traceback"
+        raise RunFailed(said) from error
 
 
 # ---------------------------------------------------------------- files

@@ -1,7 +1,8 @@
-"""What keeps an installed distribution from being a plugin, in words: no hook that is called, or another version."""
+"""What keeps an installed distribution from being a plugin, in words: no hook that is called, say."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Sequence
 from importlib.metadata import Distribution
@@ -9,6 +10,7 @@ from types import ModuleType
 
 from rlhf_env.errors import did_you_mean
 
+_ALIKE = 0.85  # "rlhf_envs" and "rhlf_env" are
 _HOW = "put `@hookimpl` (from rlhf_env.plugins) above `def register_rewards(register):`, or another hook"
 
 
@@ -28,6 +30,15 @@ def fault_of_hooks(module: object, marked: Sequence[str], hooks: Collection[str]
     if isinstance(module, ModuleType) and getattr(module, "__file__", None) is None:
         return f"the folder {module.__name__} has no __init__.py, so there is no hook in it: {_HOW} there"
     return f"it has no hook, so it offers nothing: {_HOW}"
+
+
+def fault_of_group(group: str, ours: str) -> str:
+    """Why nobody asks for entry points of a group that is almost `ours`; "" of any other."""
+    letters, wanted = (re.sub(r"[^a-z]", "", name.lower()) for name in (group, ours))
+    alike = letters.startswith(wanted) or difflib.SequenceMatcher(None, letters, wanted).ratio() > _ALIKE
+    if group == ours or not alike:
+        return ""
+    return f"its entry points are in the group {group!r}, which nobody reads: [project.entry-points.{ours}] is read"
 
 
 def fault_of_version(wanted_by: Distribution | None, distribution: str, version: str) -> str:

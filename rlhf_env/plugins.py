@@ -50,7 +50,7 @@ from rlhf_env.errors import (
     under,
 )
 from rlhf_env.own_code import OwnCode
-from rlhf_env.plugin_faults import fault_of_hooks, fault_of_version
+from rlhf_env.plugin_faults import fault_of_group, fault_of_hooks, fault_of_version
 from rlhf_env.time_limit import TimeIsOver, at_most
 from rlhf_env.types import JsonObject
 from rlhf_env.working_folder import same_folder
@@ -178,8 +178,13 @@ class Entry:
         """Import and return the target."""
         if isinstance(self.target, OwnCode):
             return own_code.load_code(self.target)
-        if not isinstance(self.target, str):
-            return self.target
+        target = self._imported() if isinstance(self.target, str) else self.target
+        if self.origin != OWN:
+            own_code.is_of_plugin(target)
+        return target
+
+    def _imported(self) -> Any:
+        assert isinstance(self.target, str)
         module, _, attribute = self.target.partition(":")
         try:
             with same_folder(self._who()):
@@ -239,10 +244,13 @@ class Failure:
 class PluginHost:
     """All plugins of one process. `points` are loaded one by one, so one that breaks is listed and passed over.
 
+    `of_all_groups`: the entry points of whatever is installed; those of a group that is almost ours are failures.
     `choice`: as RLHF_ENV_PLUGINS says; None lets everybody in. `left_out`: whom it kept out, who was not imported.
     """
 
-    def __init__(self, points: Iterable[EntryPoint], *, choice: str | None = None) -> None:
+    def __init__(
+        self, points: Iterable[EntryPoint], *, of_all_groups: Iterable[EntryPoint] = (), choice: str | None = None
+    ) -> None:
         self._hooks = pluggy.PluginManager(GROUP)
         self._hooks.add_hookspecs(importlib.import_module(__name__))
         self._entries: dict[tuple[PluginKind, str], list[Entry]] = {}
@@ -266,6 +274,9 @@ class PluginHost:
             except TimeIsOver:
                 slow = f"not imported within {PATIENCE:g} s: it should import what is heavy when a plugin is built"
                 self.failures.append(Failure(origin, f"{point.value}: {slow}"))
+
+        groups = {(_origin(point), fault_of_group(point.group, GROUP)) for point in of_all_groups}
+        self.failures += [Failure(origin, fault) for origin, fault in sorted(groups) if fault and choice is None]
 
     def misfits(self) -> list[Failure]:
         """The distributions that ask for another version of this one. They are used all the same."""
@@ -381,7 +392,9 @@ def _conflict(entries: list[Entry]) -> str:
 @functools.cache
 def host() -> PluginHost:
     """The plugins installed in this process, discovered once."""
-    return PluginHost(entry_points(group=GROUP), choice=os.environ.get(CHOICE))
+    installed = entry_points()
+    all_of_them = [point for group in installed.groups for point in installed.select(group=group)]
+    return PluginHost(installed.select(group=GROUP), of_all_groups=all_of_them, choice=os.environ.get(CHOICE))
 
 
 def register_reward(name: str, target: str | Callable[..., Any]) -> None:

@@ -37,8 +37,24 @@ def read_toml(file: str | Path) -> JsonObject:
         said, line = str(error), _longest_word(text)  # a number of thousands of digits, unless it says a place
         if found := re.fullmatch(r"(.*) \(at (?:line (\d+), (column \d+)|end of document)\)", said, re.DOTALL):
             line = int(found[2]) if found[2] else text.rstrip("\n").count("\n") + 1
-            said = f"{found[1]} ({found[3] or 'at the end of the file'})"
+            said = _twice(text, line) or f"{found[1]} ({found[3] or 'at the end of the file'})"
         raise ConfigError(f"{file}, line {line}: {said}") from error
+
+
+def _twice(text: str, line: int) -> str:
+    """What is there a second time on this line, the first that is not valid; "" where that is not what is wrong."""
+    reader = _Reader(_tokens("\n".join(text.split("\n")[:line])))
+    try:
+        reader.read()
+    except (IndexError, ValueError):  # something else is wrong with it
+        return ""
+    if not reader.again:
+        return ""
+    path, is_table = reader.again[-1]
+    name = ".".join(str(key) for key in path)
+    if is_table:
+        return f"[{name}] stands here a second time, first on line {reader.lines[path]}: put its settings in one place"
+    return f"{name} is set a second time, first on line {reader.lines[path]}: leave one of them out"
 
 
 @contextmanager
@@ -124,6 +140,8 @@ class _Reader:
         self.tokens, self.at = [*tokens, _Token("\n", 0)], 0
         self.lines: dict[tuple[Key, ...], int] = {}
         self.lengths: dict[tuple[Key, ...], int] = {}  # of arrays of tables
+        self.begun: set[tuple[Key, ...]] = set()  # tables that have a header, and settings
+        self.again: list[tuple[tuple[Key, ...], bool]] = []  # what is begun twice, which no valid TOML has; a table?
 
     def read(self) -> dict[tuple[Key, ...], int]:
         table: tuple[Key, ...] = ()
@@ -165,6 +183,8 @@ class _Reader:
                 path = (*path, self.lengths[path] - 1)
         path = (*path, name)
         if not many:
+            if self._begun_before(path, is_table=True):
+                return path
             self.lines[path] = line
             return path
         self.lines.setdefault(path, line)
@@ -173,12 +193,20 @@ class _Reader:
         self.lines[(*path, place)] = line
         return (*path, place)
 
+    def _begun_before(self, path: tuple[Key, ...], *, is_table: bool) -> bool:
+        before = path in self.begun
+        self.begun.add(path)
+        if before:
+            self.again.append((path, is_table))
+        return before
+
     def _setting(self, table: tuple[Key, ...]) -> None:
         """a.b = value, within `table`."""
         path = table
         for part in self._key():
             path = (*path, part.text)
             self.lines.setdefault(path, part.line)
+        self._begun_before(path, is_table=False)
         self.at += 1
         self._value(path)
 

@@ -31,7 +31,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import MinLen
 
-from rlhf_env.envs.tasks import option_names
+from rlhf_env.envs.tasks import option_names, prompt_at
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
 from rlhf_env.learning.learning_progress import LearningProgress, ProgressSettings
@@ -102,7 +102,7 @@ class Curriculum(Around):
             )
         for level in config.levels:  # a level that the task refuses is an error now, not hours later
             with under("levels"):
-                task.prompt(0, {"level": level})
+                prompt_at(task, 0, {"level": level})
         self._index = 0  # of the present level in `levels`
         self._updates = 0
         self._recent: list[float] = []  # successes of the last episodes at this level

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
-from rlhf_env.cli.shared import LEARNING, PLUGINS, AsJson, app, examples, make_console
+from rlhf_env.cli.shared import LEARNING, PLUGINS, AsJson, app, echo_json, examples, make_console
 from rlhf_env.errors import ConfigError, RlhfEnvError, under
 from rlhf_env.types import JsonObject
 
@@ -62,7 +62,7 @@ def plugins(
         return
     if as_json:
         listed = [{word: str(getattr(entry, word)) for word in ("kind", "name", "origin", "target")} for entry in known]
-        typer.echo(json.dumps({"plugins": listed, "failed": [f"{it.origin}: {it.error}" for it in known.failures]}))
+        echo_json({"plugins": listed, "failed": [f"{it.origin}: {it.error}" for it in known.failures]})
         return
     width = max((len(entry.name) for entry in known), default=0)
     kind = ""
@@ -103,7 +103,7 @@ def metrics(
         return
     found = logged_numbers() if key is None else numbers_matching(key)
     if as_json:
-        typer.echo(json.dumps([asdict(entry) for entry in found]))
+        echo_json(found)
         return
     for entry in found:
         typer.echo(entry.key)
@@ -145,7 +145,7 @@ def _describe(name: str, as_json: bool) -> None:
     shared = of_every_reward() if told.kind == "reward" else []
     if as_json:
         also = {"settings_of_every_reward": [setting.as_dict() for setting in shared]} if shared else {}
-        typer.echo(json.dumps({**told.as_dict(), **also}, indent=1))
+        echo_json({**told.as_dict(), **also})
         return
     lines = [f"{told.kind} {told.name}, of {told.origin}", "", *told.about.splitlines()]
     lines += ["", "Papers", *(f"  {paper}" for paper in told.papers)] if told.papers else []
@@ -214,7 +214,7 @@ def schema(
         made = one_of_files(either, "An experiment or a grid of experiments")
     else:
         made = makers[kind]()
-    typer.echo(json.dumps(made, indent=1))
+    echo_json(made)
 
 
 _KINDS = ("reward", "task", "agent")
@@ -301,7 +301,7 @@ def _say_as_json(what: str, check: Callable[[Callable[[str], object]], None]) ->
         except RlhfEnvError as error:
             problems += error.problems if isinstance(error, ConfigError) else [str(error)]
             status = error.exit_code
-    typer.echo(json.dumps({"checked": what, "ok": not problems, "problems": problems, "notes": notes}, indent=1))
+    echo_json({"checked": what, "ok": not problems, "problems": problems, "notes": notes})
     if status:
         raise typer.Exit(status)
 
@@ -314,7 +314,7 @@ def _check_model(name: str, as_json: bool) -> None:
         raise ConfigError("model: names no model: a folder, a run or a hub name, as in model:runs/ppo")
     checked = check_model(name)
     if as_json:
-        typer.echo(json.dumps(checked.as_json(), indent=1))
+        echo_json(checked.as_json())
     else:
         for line in checked.lines():
             text = line.lstrip()
@@ -330,7 +330,10 @@ def _check_families(wanted: Sequence[str], as_json: bool) -> None:
     for checked in check_families(wanted):
         typer.echo(f"{checked.family}: {checked.verdict}", err=True)
         checks.append(checked)
-    typer.echo(json.dumps([it.as_json() for it in checks], indent=1) if as_json else families_page(checks), nl=as_json)
+    if as_json:
+        echo_json([it.as_json() for it in checks])
+    else:
+        typer.echo(families_page(checks), nl=False)
     if any(it.verdict == "WRONG" for it in checks):
         raise typer.Exit(1)
 
@@ -395,10 +398,10 @@ def _check_plugin(
             note(f"not checked: {left_out}")
     elif kind == "task":
         check_task(load_task(table), ByteTokenizer())
-    elif own:
-        check_reward_table(OwnCode(name).label, table, columns)
     else:
-        check_reward_table(name, settings, columns)
+        called, part = (OwnCode(name).label, table) if own else (name, settings)
+        for remark in check_reward_table(called, part, columns):
+            note(f"note: {remark}")
 
 
 def _check_file(file: Path, note: Callable[[str], object]) -> None:

@@ -36,7 +36,7 @@ from rlhf_env.cli import (
     watching,
 )
 from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app, several_processes
-from rlhf_env.errors import ConfigError, RlhfEnvError
+from rlhf_env.errors import TRACEBACK, ConfigError, RlhfEnvError
 from rlhf_env.learning.signals import hangups
 
 GROUPS = (
@@ -130,6 +130,8 @@ def main() -> None:
         status = app(standalone_mode=False)
     except RlhfEnvError as error:
         problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+        if os.environ.get(TRACEBACK):
+            _write_trace(error)
         _complain(problems, error.exit_code)
     except (KeyboardInterrupt, EOFError, typer.Abort):
         status = 130
@@ -251,13 +253,19 @@ def _of_a_thread(ended: threading.ExceptHookArgs) -> None:
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Our own bugs keep their traceback, without credentials, because people send it to somebody."""
+    from rlhf_env.shown_text import without_secrets
+
+    _write_trace(error.with_traceback(trace))
+    if (several := several_processes()) is not None:
+        several.speaks([without_secrets(f"{kind.__name__}: {error}")], 1)
+
+
+def _write_trace(error: BaseException) -> None:
     import traceback
 
     from rlhf_env.shown_text import without_secrets
 
-    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
-    if (several := several_processes()) is not None:
-        several.speaks([without_secrets(f"{kind.__name__}: {error}")], 1)
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
 
 
 _LONGEST_LINE = 2_000  # characters of a problem

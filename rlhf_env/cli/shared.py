@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import json
-import math
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -202,19 +199,9 @@ Threads = Annotated[
 
 def echo_json(value: object) -> None:
     """Print it for programs: dataclasses as tables of their fields, and null for what is not known (NaN)."""
-    typer.echo(json.dumps(_as_plain(value), indent=1))
+    from rlhf_env.plain_data import strict_json
 
-
-def _as_plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _as_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    typer.echo(strict_json(value))
 
 
 def threads_everywhere(threads: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from rlhf_env.cli.shared import (
     MemoryPerRun,
     Threads,
     WhichBackend,
+    echo_json,
     examples,
     interruptible,
     lab_app,
@@ -402,7 +402,7 @@ def laws(
     if not names:
         records = shipped()
         if as_json:
-            typer.echo(json.dumps(records, indent=2))
+            echo_json(records)
         elif as_markdown:
             typer.echo(laws_page(records), nl=False)
         else:
@@ -426,7 +426,7 @@ def laws(
             console.print(law_in_words(record), highlight=False)
             console.print(f"{out / law.name}.json; {compared_with_shipped(record)}\n", highlight=False, soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        echo_json(found)
 
 
 @lab_app.command("hybrid", epilog=examples("rlhf-env lab hybrid --seeds 2"))

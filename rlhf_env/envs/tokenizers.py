@@ -75,9 +75,10 @@ class FileTokenizer:
     """A folder with a `tokenizer.json` (the fast-tokenizer format), read as transformers reads it.
 
     `encode` gives the text's own ids; `encode_prompt` adds what the tokenizer itself puts before a text. `end` and
-    `pad` name those tokens; by default they are what `tokenizer_config.json` / `special_tokens_map.json` name. Instruct
-    models often have several end tokens: `end_ids` are the tokenizer's, then those in `generation_config.json` and
-    `config.json` beside it; an `end` that is named is the only one.
+    `pad` name those tokens; by default they are what `tokenizer_config.json` / `special_tokens_map.json` name, and
+    where these name no end token, the first one of the model's files. Instruct models often have several end tokens:
+    `end_ids` are the tokenizer's, then those in `generation_config.json` and `config.json` beside it; an `end` that is
+    named is the only one.
 
     Decoded texts are without special tokens, but for those that `keep_special` names (`<think>`).
     """
@@ -88,7 +89,7 @@ class FileTokenizer:
         self.folder = str(folder)
         file = Path(folder) / "tokenizer.json"
         if not file.is_file():
-            raise DataError(f"{folder} has no tokenizer.json: name a folder that holds a saved fast tokenizer")
+            raise DataError(_no_file(Path(folder)))
         named = _special_tokens(Path(folder))
         self.own = own_tokenizer(Path(folder))
         self._tokenizer = self.own.backend_tokenizer
@@ -96,10 +97,12 @@ class FileTokenizer:
         self._tokenizer.no_padding()
         # One more than the largest id: added tokens may leave holes, so their number can be too small.
         self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.end_id = self._special("end", end or named.get("eos_token") or self.own.eos_token, folder)
-        pad_token = pad or named.get("pad_token") or end or named.get("eos_token") or self.own.eos_token
-        self.pad_id = self._special("pad", pad_token, folder)
         others = () if end else named_end_ids(Path(folder))
+        own_end = end or named.get("eos_token") or self.own.eos_token
+        if own_end is None and others:  # some models alone say what ends a text
+            own_end = self._tokenizer.id_to_token(others[0])
+        self.end_id = self._special("end", own_end, folder)
+        self.pad_id = self._special("pad", pad or named.get("pad_token") or own_end, folder)
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *others)))
         self.keep_special = tuple(keep_special)
         special = {i: it.content for i, it in self._tokenizer.get_added_tokens_decoder().items() if it.special}
@@ -124,7 +127,11 @@ class FileTokenizer:
     def _special(self, role: str, token: str | None, folder: str | Path) -> int:
         found = self._tokenizer.token_to_id(str(token)) if token is not None else None
         if found is None:
-            raise DataError(f"the tokenizer in {folder} has no {role} token ({token!r}): name one with {role}='<...>'")
+            key = "eos_token" if role == "end" else "pad_token"
+            raise DataError(
+                f"the tokenizer in {folder} has no {role} token ({token!r}): name one of its tokens in its "
+                f'tokenizer_config.json, "{key}": "<...>"'
+            )
         return int(found)
 
     def encode(self, text: str, /) -> list[int]:
@@ -195,6 +202,20 @@ def _reopen(
     tokenizer = FileTokenizer(folder, end=end, pad=pad, keep_special=keep_special)
     tokenizer.vocab_size, tokenizer.end_ids = vocab_size, end_ids
     return tokenizer
+
+
+def _no_file(folder: Path) -> str:
+    """What is wrong with a folder without a tokenizer.json, and what to do."""
+    older = [it.name for it in sorted(folder.glob("*")) if it.name in _OLDER]
+    if older:
+        return (
+            f"{folder} has no tokenizer.json, only the older form of one ({', '.join(older)}): AutoTokenizer.from_"
+            "pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes it"
+        )
+    return f"{folder} has no tokenizer.json: name a folder that holds a saved fast tokenizer"
+
+
+_OLDER = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def _utf8(text: str) -> str:

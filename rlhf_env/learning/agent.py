@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, RlhfEnvError, RunFailed
 from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
+from rlhf_env.own_code import naming_who_raised, raised_at
 from rlhf_env.settings import fault
 from rlhf_env.shown_text import type_in_words
 from rlhf_env.types import Float, Int, Observation, ResetOptions, State, Task, Tokenizer
@@ -226,9 +228,41 @@ class Around:
         return decision_of(self.agent, observation)
 
 
+def asking(agent: Agent, method: str) -> AbstractContextManager[None]:
+    """The context in which a method of an agent is called: what its author's code raises becomes RunFailed."""
+    return naming_who_raised(f"{called(agent)}: {method}()")
+
+
+def state_of(agent: Agent) -> State:
+    """What the agent keeps in a checkpoint."""
+    with asking(agent, "state_dict"):
+        return agent.state_dict()
+
+
+def give_back(agent: Agent, state: State) -> None:
+    """Give the agent its state of a checkpoint. Raises DataError where that is not of this agent or model."""
+    try:
+        agent.load_state_dict(state)
+    except RlhfEnvError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # theirs: any may come
+        raise does_not_fit(error) from error
+
+
+def does_not_fit(error: Exception) -> DataError:
+    """What to raise where a state could not be given back."""
+    why = str(error).strip().splitlines() or [""]
+    place = raised_at(error)
+    return DataError(
+        "the checkpoint does not fit what was built: another model, task or version than the run was started with "
+        f"({type(error).__name__}: {why[-1].strip()}{f'; {place}' if place else ''})"
+    )
+
+
 def wishes_of(agent: Agent) -> ResetOptions:
     """What the agent asks of the next reset. Raises RunFailed where that is not options by name."""
-    wishes: object = agent.begin()
+    with asking(agent, "begin"):
+        wishes: object = agent.begin()
     if not isinstance(wishes, Mapping) or not all(isinstance(name, str) for name in wishes):
         came = (
             f"{type(wishes).__name__} whose keys are no strings"
@@ -244,7 +278,8 @@ def decision_of(agent: Agent, observation: Observation) -> Decision:
 
     What the tokens are, the environment looks at.
     """
-    decision: object = agent.act(observation)
+    with asking(agent, "act"):
+        decision: object = agent.act(observation)
     if not isinstance(decision, Decision):
         remedy = "a rlhf_env.Decision(tokens, logprobs) is needed"
         raise RunFailed(f"{called(agent)}: act() gave {type_in_words(decision)}: {remedy}")

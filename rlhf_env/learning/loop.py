@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed, WriterFailed
-from rlhf_env.learning.agent import Agent, Metrics, called
+from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed, WriterFailed
+from rlhf_env.learning.agent import Agent, Metrics, asking, called, does_not_fit, give_back, state_of
 from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
@@ -95,7 +95,7 @@ def train(
     reason: str | None = None
 
     def state() -> JsonObject:
-        content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
+        content = {"agent": state_of(agent), "source": source.state_dict(), "spending": spending.as_dict()}
         return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, StoppingRule) else {})
 
     def whole(content: JsonView) -> JsonView:
@@ -153,7 +153,7 @@ def train(
             shown = on_rollout is not None and (spending.updates + 1) % rollouts_every == 0
             engine.wants_credit, engine.credited = shown, None
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
-                with same_folder("the agent"):
+                with same_folder("the agent"), asking(agent, "update"):
                     metrics = _named(agent.update(rollout), agent)
                 metrics |= _named(engine.take_measured(), agent)
             # One clock: budgets and schedules go by it.
@@ -236,7 +236,7 @@ def _better(best: float | None, row: Row, worth: Callable[[Row], float | None] |
 def _go_on(state: JsonView, agent: Agent, source: Source, spending: Spending, stop_when: object) -> None:
     """Give everything its state back. Raises DataError for a checkpoint of another model or agent."""
     try:
-        agent.load_state_dict(state["agent"])
+        give_back(agent, state["agent"])
         source.load_state_dict(state["source"])
         spending.load(state["spending"])
         if isinstance(stop_when, StoppingRule) and "stopping" in state:
@@ -244,11 +244,7 @@ def _go_on(state: JsonView, agent: Agent, source: Source, spending: Spending, st
     except RlhfEnvError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # theirs: any may come
-        why = str(error).strip().splitlines() or [""]
-        raise DataError(
-            "the checkpoint does not fit what was built: another model, task or version than the run was started with "
-            f"({type(error).__name__}: {why[-1].strip()})"
-        ) from error
+        raise does_not_fit(error) from error
 
 
 def describe(rollout: Rollout) -> Row:

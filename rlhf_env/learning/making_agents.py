@@ -8,11 +8,11 @@ from inspect import signature
 from typing import Any
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, Problem, under
+from rlhf_env.errors import TRACEBACK, ConfigError, PluginError, Problem, RlhfEnvError, under
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.pretraining_mix import mixing
-from rlhf_env.own_code import OwnCode, label_of
+from rlhf_env.own_code import OwnCode, error_in_words, label_of
 from rlhf_env.types import JsonView
 
 _METHODS = ("begin", "act", "update", "state_dict", "load_state_dict")
@@ -35,6 +35,7 @@ def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]
         raise ConfigError(Problem(f"{where} needs a name", ("name",)))
     with under("name"):
         target = plugins.host().load("agent", name)
+    is_ours = plugins.host().entry("agent", name).origin == plugins.OWN
     code = name if isinstance(name, OwnCode) else None
     if code is not None:
         name = code.label
@@ -68,6 +69,13 @@ def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]
         except ConfigError as error:
             error.found_in(f"{where} {name}")
             raise
+        except (RlhfEnvError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if is_ours:  # a fault of this project's, which keeps its traceback
+                raise
+            said = f"{where} {name} raised {error_in_words(error)} while it was made"
+            raise PluginError(f"{said}: {TRACEBACK}=1 shows the whole traceback") from error
         if code is not None and not all(callable(getattr(made, method, None)) for method in _METHODS):
             raise plugins.wrong_kind("agent", code, made)
         return made

@@ -23,6 +23,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     with quiet_transformers():
         if isinstance(tokenizer, FileTokenizer):
             own = tokenizer.own
+            if own.eos_token is None:  # the model's files alone name it
+                own.eos_token = own.convert_ids_to_tokens(tokenizer.end_id)
             if own.pad_token is None:
                 own.pad_token = own.convert_ids_to_tokens(tokenizer.pad_id)
             own.save_pretrained(str(folder))

@@ -51,6 +51,8 @@ def load_causal_lm(
         raise
     except Exception as problem:  # the library, its checks of configurations and the network raise many kinds
         why = (str(problem).strip() or type(problem).__name__).split("\n")[0]
+        if "mismatched_sizes" in why:
+            why = "some of its weights have other shapes than config.json says: these files are of two models"
         if not local and constants.HF_HUB_OFFLINE:
             why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
         elif not local:
@@ -209,3 +211,23 @@ def _check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         remedy = " (pickled weights are not read: save them as safetensors)" if any(folder.glob("*.bin")) else ""
         raise DataError(f"model {str(folder)!r}: the weights, *.safetensors, are missing{remedy}")
+    for file in sorted(folder.glob("*.safetensors")):
+        _require_whole(file)
+
+
+def _require_whole(file: Path) -> None:
+    """Raise DataError for a file of weights that is not there as a whole: its header says how long it is."""
+    from safetensors import SafetensorError, safe_open
+
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            said = "a pointer of Git LFS stands in place of the weights: fetch them (git lfs pull)"
+            raise DataError(f"{file}: {said}")
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise DataError(f"{file}: cut off, or no safetensors file ({error}): copy or fetch it again") from error
+
+
+_POINTER = b"version https://git-lfs"

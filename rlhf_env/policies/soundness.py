@@ -137,6 +137,12 @@ def _tried(policy: LanguageModel, batch: Batch, way: ForwardPath) -> _Found:
         with short_windows(policy.model, 2), computed(policy, way):
             found, no_gradient = differences_at_load(policy, batch, way)
     except Exception as error:  # whatever the family's own code raises when it is called as others are
+        broken = [name for name, weight in policy.model.named_parameters() if not bool(weight.isfinite().all())]
+        if broken:
+            raise DataError(
+                f"{len(broken)} of its weights are not finite, {broken[0]} among them: the files are damaged, or were "
+                "written by a training that diverged"
+            ) from error
         return _Found(f"its forward pass fails on a batch of texts ({in_one_line(error)})")
     if found.looks_ahead:
         return _Found(

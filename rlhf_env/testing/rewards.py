@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_env.envs.contained import is_of_this_package
 from rlhf_env.envs.reward_functions import FunctionReward, as_reward
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.tokenizers import ByteTokenizer
 from rlhf_env.errors import ConfigError, ContractError
 from rlhf_env.testing.episodes import episodes_of, in_groups
+from rlhf_env.testing.kept_state import kept_by, kept_since
 from rlhf_env.testing.observing import broken, global_randomness_untouched, raised
 from rlhf_env.testing.remedies import OF_REWARDS, mended
 from rlhf_env.types import (
@@ -65,8 +67,8 @@ def check_reward(
         _check(reward, low, high, episodes_of(np.random.default_rng(seed), meta, tokenizer, longest), seed, tolerance)
 
 
-def check_reward_table(name: str, table: JsonView, columns: JsonView | None = None) -> None:
-    """`check_reward` of a part as [rewards] has it, with bytes as tokens.
+def check_reward_table(name: str, table: JsonView, columns: JsonView | None = None) -> list[str]:
+    """`check_reward` of a part as [rewards] has it, with bytes as tokens; what is no mistake for certain, in words.
 
     `columns` are the task's that it reads, each with the value that every prompt of the check has. Raises ConfigError
     where a function takes a column that is not among them.
@@ -76,7 +78,16 @@ def check_reward_table(name: str, table: JsonView, columns: JsonView | None = No
     reward = load_rewards({name: table}, task, {"tokenizer": tokenizer}).parts[name]
     if isinstance(reward, FunctionReward) and (missing := reward.missing(columns)):
         raise ConfigError(f"{missing}. Where it is a column of the task, say what stands there: {_COLUMN}")
+    written = reward.function if isinstance(reward, FunctionReward) else reward
+    before = kept_by(written)
     check_reward(reward, meta=columns, tokenizer=tokenizer)
+    if is_of_this_package(reward) or isinstance(reward, Remembers):
+        return []
+    return [
+        f"{name} changed while it was asked, and no checkpoint holds it: as a cache that is right, but if a score "
+        "depends on it, a resumed run has other scores: a class with observe, state_dict and load_state_dict is saved"
+        for name in kept_since(before, written)
+    ]
 
 
 _COLUMN = "--column NAME=TEXT (Python: check_reward(..., meta={'NAME': 'TEXT'}))"

@@ -129,7 +129,11 @@ def test_files_that_are_none(folder: Path, tmp_path_factory: pytest.TempPathFact
         with pytest.raises(DataError, match=r"tokenizer_config\.json does not hold a JSON table"):
             FileTokenizer(folder)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(DataError, match=r"has no end token \(None\): name one with end="):
+    with pytest.raises(DataError, match=r'has no end token \(None\): .* tokenizer_config\.json, "eos_token"'):
+        FileTokenizer(folder)
+    (folder / "vocab.json").write_text("{}")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"only the older form of one \(vocab\.json\): AutoTokenizer\.from_pretrained"):
         FileTokenizer(folder)
 
 

@@ -113,6 +113,16 @@ def test_two_points_of_one_module_are_no_failure(distribution: Distribution) -> 
     assert PluginHost([*points, *points]).failures == []
 
 
+@pytest.mark.parametrize("group", ["rlhf_env.rewards", "rlhf-env", "rhlf_env", "rlhfenv"])
+def test_entry_points_of_a_misspelt_group_are_told(group: str) -> None:
+    misspelt = EntryPoint("haiku", "haiku_of_nobody", group)
+    of_others = [EntryPoint("x", "x", name) for name in ("console_scripts", "pytest11", "gymnasium.envs", "rlhf_env")]
+    (failure,) = PluginHost([], of_all_groups=[misspelt, *of_others]).failures
+    assert failure.origin == "haiku_of_nobody"
+    assert f"the group {group!r}, which nobody reads: [project.entry-points.rlhf_env] is read" in failure.error
+    assert PluginHost([], of_all_groups=[misspelt], choice="").failures == []
+
+
 @pytest.mark.parametrize(("asks", "says"), [(">=99", "it asks for rlhf-env>=99, and this is "), (">=0.0.1", "")])
 def test_one_that_asks_for_another_version_is_used_and_told(
     distribution: Distribution, tmp_path: Path, asks: str, says: str

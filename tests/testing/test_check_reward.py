@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -272,6 +273,48 @@ def test_a_reward_that_reads_a_column_is_checked_with_its_value(reward: Any) -> 
 def test_a_reward_that_reads_tokens_is_lent_the_tokenizer() -> None:
     plugins.register_reward("mine", ReadsTokens)
     check_reward_table("mine", {})
+
+
+KEEPS = """\
+import collections
+
+CALLS, SEEN, LIMIT, FOUND = 0, [], 3, collections.Counter()
+
+
+def counts(completions, **columns):
+    global CALLS
+    CALLS += len(completions)
+    return [float(CALLS > 100_000) for _ in completions]
+
+
+def seen(completions, **columns):
+    SEEN.append(completions[0])
+    FOUND[completions[0]] += 1
+    return [1.0 for _ in completions]
+
+
+def clean(completions, **columns):
+    return [float(len(text) > LIMIT) for text in completions]
+
+
+class Object:
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, episodes):
+        self.asked += 1
+        return [1.0 for _ in episodes]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("counts", ["CALLS"]), ("seen", ["SEEN", "FOUND"]), ("clean", []), ("Object", ["Object.asked"])],
+)
+def test_what_a_reward_keeps_between_calls_is_told(tmp_path: Path, name: str, kept: list[str]) -> None:
+    (tmp_path / f"keeps_{name}.py").write_text(KEEPS)
+    notes = check_reward_table(name, {"function": f"{tmp_path}/keeps_{name}.py:{name}"})
+    assert [note.split(" changed while it was asked, and no checkpoint holds it")[0] for note in notes] == kept
 
 
 def test_a_range_can_be_stated_from_outside() -> None:

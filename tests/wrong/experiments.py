@@ -18,8 +18,16 @@ experiment_file(
     TOY.replace("[budget]", "[budget"),
     "line 22: Expected ']' at the end of a table declaration (col",
 )
-experiment_file("a table twice", TOY + "[task]\n", "line 27: Cannot declare ('task',) twice (column 6)")
-experiment_file("a key twice", "seed = 1\nseed = 2\n" + TOY, "line 2: Cannot overwrite a value (column")
+experiment_file("a table twice", TOY + "[task]\n", "line 27: [task] stands here a second time, first on line 3")
+experiment_file(
+    "a key twice", "seed = 1\nseed = 2\n" + TOY, "line 2: seed is set a second time, first on line 1: leave one"
+)
+experiment_file(
+    "a key of a table twice",
+    TOY.replace("[budget]", "[budget]\nupdates = [\n1]"),
+    "line 25: budget.updates is set a second time, first on line 23: leave one of them out",
+)
+experiment_file("a key twice in a line", TOY + "a = { b = 1, b = 2 }\n", "line 27: evaluation.a.b is set a second time")
 experiment_file("brackets too deep", "a = " + "[" * 5000 + "]" * 5000, "line 1: brackets too deep to be read")
 experiment_file("5,000 digits", "seed = " + "9" * 5000, "Exceeds the limit (4300 digits)")
 experiment_file(

@@ -12,16 +12,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Le
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Verdict
+from rlhf_env.own_code import naming_who_raised
 from rlhf_env.settings import NonNegative, fault, settings
+from rlhf_env.shown_text import type_in_words
 from rlhf_env.types import Episode, Float, Reward
 
 
@@ -57,6 +59,18 @@ class Judges(Protocol):
 
     def judge(self, kind: str, episodes: Sequence[Episode], rng: np.random.Generator, /) -> object:
         """The answer to one item of the kind."""
+
+
+def answers_of(annotator: Annotator, method: str, asked: Sequence[object], rng: np.random.Generator) -> Sequence[Any]:
+    """An annotator's answer to each of `asked`. Raises RunFailed where it raises, or has not one answer for each."""
+    who = f"the annotator {annotator.name!r}: {method}()"
+    with naming_who_raised(who):
+        answers: object = getattr(annotator, method)(asked, rng)
+    if not isinstance(answers, (list, tuple, np.ndarray)):
+        raise RunFailed(f"{who} gave {type_in_words(answers)}: a list with one answer for each question is needed")
+    if len(answers) != len(asked):
+        raise RunFailed(f"{who} gave {len(answers)} answers to {len(asked)} questions: one for each is needed")
+    return answers
 
 
 def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *, person: str = "") -> Annotator:

@@ -19,7 +19,7 @@ from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates
+from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates, answers_of
 from rlhf_env.feedback.asking.pairs import Authored
 from rlhf_env.feedback.interchange.files import located_rows
 from rlhf_env.feedback.interchange.gathering import UnknownFields, gathered
@@ -28,6 +28,7 @@ from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.kinds import kind_named
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.own_code import naming_who_raised
 from rlhf_env.policies.policy import Policy
 from rlhf_env.types import Episode, JsonView, Observation, Prompt, ResetOptions, Stops, Tokenizer
 
@@ -193,13 +194,14 @@ def judge_items(store: PreferenceStore, annotator: Annotator, rng: np.random.Gen
 def _answer(annotator: Annotator, item: Item, episodes: Sequence[Episode], rng: np.random.Generator) -> object:
     match kind_named(item.kind).simulation:
         case "compare":
-            return annotator.compare([(episodes[0], episodes[1])], rng)[0]
+            return answers_of(annotator, "compare", [(episodes[0], episodes[1])], rng)[0]
         case "rank" if isinstance(annotator, Ranks):
-            return annotator.rank([episodes], rng)[0]
+            return answers_of(annotator, "rank", [episodes], rng)[0]
         case "rate" if isinstance(annotator, Rates):
-            return annotator.rate(episodes, rng)[0]
+            return answers_of(annotator, "rate", episodes, rng)[0]
         case "judge" if isinstance(annotator, Judges):
-            return annotator.judge(item.kind, episodes, rng)
+            with naming_who_raised(f"the annotator {annotator.name!r}: judge()"):
+                return annotator.judge(item.kind, episodes, rng)
     raise ConfigError(f"annotator {annotator.name!r} does not judge items of kind {item.kind!r}")
 
 

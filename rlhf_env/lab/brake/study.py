@@ -18,6 +18,7 @@ from rlhf_env.lab.jobs import Backend, Job
 from rlhf_env.lab.progress import job_progress
 from rlhf_env.lab.scheduling import run_jobs
 from rlhf_env.learning.folder_lock import hold
+from rlhf_env.plain_data import strict_json
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
@@ -41,7 +42,7 @@ class BrakeFindings:
         return min(holding, key=lambda it: (it.on_choice.labels, -it.on_choice.kept_well), default=None)
 
     def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return strict_json(self, indent=2) + "\n"
 
 
 def study_jobs(seeds: int, exact_seeds: int) -> list[Job]:

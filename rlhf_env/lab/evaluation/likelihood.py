@@ -15,7 +15,7 @@ from rlhf_env.envs.tasks import held_out, prompt_at
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.metric import Metric
-from rlhf_env.learning.agent import Demonstrated, MeasuresItself, traits
+from rlhf_env.learning.agent import Demonstrated, MeasuresItself, asking, traits
 from rlhf_env.learning.demonstrations import (
     GivenAnswers,
     answered_turns,
@@ -88,7 +88,8 @@ class Likelihood:
         numbers |= {"answer_tokens": float(tokens), "answers": float(asked.replies), "prompts": float(asked.prompts)}
         numbers["prompts_in_training"] = float(asked.in_training or 0)
         if isinstance(self.workplace.agent, MeasuresItself):
-            numbers |= self.workplace.agent.measure()
+            with asking(self.workplace.agent, "measure"):
+                numbers |= self.workplace.agent.measure()
         too_long = {"prompts_cut": float(asked.cut), "prompts_left_out": float(asked.left_out)}
         numbers |= {name: count for name, count in too_long.items() if count}
         if not self.workplace.rewarded:

@@ -23,7 +23,7 @@ from rlhf_env.lab.evaluation.exporting import export_policy
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.preparing import evaluator_of, is_better_when_lower, prepare, with_data
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.agent import Agent, give_back, traits
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.devices import set_threads
@@ -439,7 +439,7 @@ def load_run(
     elif has_other_weights(folder, all_weights(reference)):
         said = f"{folder}: {experiment.policy.model!r} has other weights than the run began with: what is said of "
         warnings.warn(f"{said}the reference (KL, win rates) is of the model as it is now", RuntimeWarning, stacklevel=2)
-    workplace.agent.load_state_dict(state["agent"])
+    give_back(workplace.agent, state["agent"])
     workplace.setup.spending.load(state["spending"])
     if "rewards" in state["source"]:
         workplace.env.reward.load_state_dict(state["source"]["rewards"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_env.lab.benchmark.comparison import Conclusions, conclude
@@ -24,6 +24,7 @@ from rlhf_env.lab.report.formats import latex_tables, markdown_tables
 from rlhf_env.lab.report.samples import before_and_after, samples_side_by_side
 from rlhf_env.lab.report.scorecard_page import section_of
 from rlhf_env.lab.report.sheets import Sheet, legend, sheets
+from rlhf_env.plain_data import strict_json
 from rlhf_env.whole_files import write_whole
 
 # Prompts shown at once on the page; the rest unfolds.
@@ -48,7 +49,7 @@ def write_report(folder: str | Path) -> Path:
     for picture, svg in drawn:
         write_whole(place / f"{picture.name}.svg", svg)
         write_whole(place / f"{picture.name}.png", as_png(picture))
-    write_whole(results.folder / "statistics.json", json.dumps(asdict(results.comparing), indent=1) + "\n")
+    write_whole(results.folder / "statistics.json", strict_json(results.comparing) + "\n")
     write_whole(results.folder / "table.md", markdown_tables(tables, tasks))
     write_whole(results.folder / "table.tex", latex_tables(tables, tasks))
     write_whole(results.folder / "report.html", html)

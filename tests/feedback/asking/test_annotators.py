@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rlhf_env.errors import ConfigError, UnknownName
+from rlhf_env.errors import ConfigError, RunFailed, UnknownName
 from rlhf_env.feedback.asking.annotators import SimulatedAnnotator, annotator_panel, expected_agreement, load_annotator
+from rlhf_env.feedback.asking.pairs import collect_pairs
+from rlhf_env.feedback.judgements import Author
 from rlhf_env.types import Episode, Float
 
 Build = Callable[..., Episode]
@@ -221,3 +224,33 @@ def test_annotators_are_plugins() -> None:
         load_annotator({"name": "simulated", "temprature": 1}, first_id)
     with pytest.raises(ConfigError, match="thresholds"):
         SimulatedAnnotator(gold=first_id, thresholds=(1.0, 0.0, 2.0, 3.0))
+
+
+RAISES = """\
+class Moody:
+    name = "moody"
+
+    def __init__(self, answers: int = -1):
+        self.answers = answers
+
+    def compare(self, pairs, rng):
+        if self.answers < 0:
+            raise KeyError("mood")
+        return ["first"] * self.answers or None
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (-1, r"compare\(\) raised KeyError: 'mood' \(.*moody\.py, line 9\): RLHF_ENV_TRACEBACK=1 shows"),
+        (0, r"compare\(\) gave None: a list with one answer for each question is needed"),
+        (2, r"compare\(\) gave 2 answers to 1 questions: one for each is needed"),
+    ],
+)
+def test_one_that_raises_or_answers_wrongly_is_named(episode: Build, tmp_path: Path, answers: int, says: str) -> None:
+    (tmp_path / "moody.py").write_text(RAISES)
+    by = Author("policy", "me")
+    annotator = load_annotator({"function": f"{tmp_path}/moody.py:Moody", "answers": answers})
+    with pytest.raises(RunFailed, match=f"^the annotator 'moody': {says}"):
+        collect_pairs([(episode([1]), by), (episode([2]), by)], annotator, np.random.default_rng(0))

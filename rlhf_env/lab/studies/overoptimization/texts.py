@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.tasks import held_out
+from rlhf_env.envs.tasks import held_out, prompt_at
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import RunFailed
 from rlhf_env.lab.studies.overoptimization.study import REPLIES_AT_ONCE, Study, TellRow
@@ -34,7 +34,7 @@ class Reply:
 
     def episode(self, task: Task) -> Episode:
         return Episode(
-            prompt=task.prompt(self.prompt, {}),
+            prompt=prompt_at(task, self.prompt, {}),
             prompt_ids=np.array(self.prompt_ids, dtype=np.int64),
             response=self.text,
             response_ids=np.array(self.ids, dtype=np.int64),

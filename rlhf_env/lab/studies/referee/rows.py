@@ -23,6 +23,7 @@ from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective
 from rlhf_env.lab.studies.referee.measuring import how_far_apart, measure_expected, share_gained
 from rlhf_env.lab.studies.referee.texts import Draws
 from rlhf_env.lab.studies.referee.wheels import LIBRARIES, Library, importing, of_wheel, require_wheels, wheel_sha256
+from rlhf_env.plain_data import strict_json
 
 AGREES = 1e-10
 """Relative: above it, two gradients are not the same."""
@@ -101,7 +102,7 @@ class Refereed:
             },
             "rows": [asdict(row) for row in self.rows],
         }
-        return json.dumps(table, indent=1) + "\n"
+        return strict_json(table) + "\n"
 
     @property
     def theirs(self) -> int:

@@ -32,6 +32,7 @@ from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.studies.transfer.ranking import RankAgreement, average_ranks, rank_agreement
 from rlhf_env.lab.studies.transfer.sizes import CONTROL, HUGE, RANKED_SETTINGS, SIZES, TASKS, TransferSize, with_model
+from rlhf_env.plain_data import strict_json
 from rlhf_env.types import Float, JsonObject
 
 SHIPPED_RUNS = Path(__file__).parent / "results.json"
@@ -104,7 +105,7 @@ class TransferFindings:
             "sizes": [asdict(size) for size in self.sizes],
             "transfers": [{**asdict(one), "verdict": one.agreement.verdict} for one in self.transfers],
         }
-        return json.dumps(plain, indent=1) + "\n"
+        return strict_json(plain) + "\n"
 
 
 def sizes_to_run(names: Sequence[str], folder: Path, model: Path) -> list[tuple[Grid, Path]]:
