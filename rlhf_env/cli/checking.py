@@ -417,8 +417,7 @@ def _check_file(file: Path, note: Callable[[str], object]) -> None:
         from rlhf_env.pipeline.plan import read_plan
 
         with naming_lines(file):
-            plan = read_plan(file)
-            plan.check(Path("runs") / plan.about.name)
+            read_plan(file).check()
         return
     if "agents" not in table:
         experiment = Experiment.load(file)

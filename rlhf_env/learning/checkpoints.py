@@ -32,6 +32,7 @@ from rlhf_env.types import JsonObject
 FORMAT_VERSION = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _CONTENT = (_TENSORS, _STATE)
+_GONE = "{} is gone: where its run trains, it has a newer one by now, which the same command reads"
 _FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 
 
@@ -90,23 +91,45 @@ def latest(parent: Path) -> Path | None:
 
 
 def survey(parent: Path) -> tuple[Path | None, dict[Path, list[str]]]:
-    """The newest valid checkpoint under `parent`, if there is one, and the problems of every newer one."""
+    """The newest valid checkpoint under `parent`, if there is one, and the problems of every newer one.
+
+    The run may be training: what it has replaced while this looked at it is no damage, and is looked for anew.
+    """
     damaged: dict[Path, list[str]] = {}
-    for folder in _candidates(parent):
+    for folder in (listed := list(_candidates(parent))):
         defects = problems(folder)
         if not defects:
             return folder, damaged
         damaged[folder] = defects
-    return None, damaged
+    return (None, damaged) if list(_candidates(parent)) == listed else survey(parent)
 
 
-def sealed(parent: Path) -> Iterator[Path]:
-    """Checkpoints whose manifest is whole, the newest first. The other files are not looked at, which takes long."""
+def newest(*parents: Path) -> tuple[Path, JsonObject, JsonObject] | None:
+    """(folder, state, manifest) of the newest valid checkpoint under the first of `parents` that has one.
+
+    A run that trains may remove it before it is read; then it has a newer one. Raises DataError as `load` does.
+    """
+    before = None
+    while (found := next(filter(None, map(latest, parents)), None)) is not None:
+        try:
+            return found, *load(found)
+        except DataError:
+            if found == before:
+                raise
+            before = found
+    return None
+
+
+def sealed(parent: Path) -> Iterator[tuple[Path, JsonObject]]:
+    """Checkpoints whose manifest is whole, with it, the newest first. The other files are not looked at, which takes
+    long.
+    """
     for folder in _candidates(parent):
         try:
             manifest = manifest_of(folder)
-            if manifest["format_version"] == FORMAT_VERSION and manifest.pop("sha256") == _seal(manifest):
-                yield folder
+            unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
+            if manifest["format_version"] == FORMAT_VERSION and manifest["sha256"] == _seal(unsealed):
+                yield folder, manifest
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
 
@@ -136,16 +159,22 @@ def problems(folder: Path) -> list[str]:
     defects = []
     for name, (size, digest) in stated.items():
         file = folder / name
-        if not file.is_file():
+        try:
+            if file.stat().st_size != size or _digest(file) != digest:
+                defects.append(f"{file} is damaged (its content differs from what the manifest says)")
+        except FileNotFoundError:
             defects.append(f"{file} is missing")
-        elif file.stat().st_size != size or _digest(file) != digest:
-            defects.append(f"{file} is damaged (its content differs from what the manifest says)")
+        except OSError as error:
+            defects.append(f"{file} cannot be read: {error.strerror or error}")
     return defects
 
 
 def manifest_of(folder: Path) -> JsonObject:
-    """The manifest of a valid checkpoint."""
-    content: dict[str, object] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    """The manifest of a valid checkpoint. Raises DataError where it is there no more."""
+    try:
+        content: dict[str, object] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(_GONE.format(folder)) from error
     return content
 
 
@@ -153,10 +182,12 @@ def load(folder: Path) -> tuple[JsonObject, JsonObject]:
     """(state, manifest). Raises DataError, naming the file, when anything is missing or damaged."""
     defects = problems(folder)
     if defects:
-        raise DataError(*defects)
+        raise DataError(*(defects if folder.is_dir() else [_GONE.format(folder)]))
     try:
         plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         state: dict[str, object] = _put_together(plain, load_file(folder / _TENSORS))
+    except FileNotFoundError as error:
+        raise DataError(_GONE.format(folder)) from error
     except (ValueError, KeyError, SafetensorError) as error:  # undamaged, but not written by `save`
         raise DataError(f"{folder} does not hold a checkpoint's state: {error!r}") from error
     return state, manifest_of(folder)

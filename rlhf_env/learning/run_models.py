@@ -49,7 +49,7 @@ from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
 from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, model_in, run_in, tokenizer_of
-from rlhf_env.types import JsonObject, Tokenizer
+from rlhf_env.types import JsonObject, JsonView, Tokenizer
 from rlhf_env.whole_files import folder_written
 
 Checkpoint = Literal["best", "last"]
@@ -76,8 +76,8 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
     if run is None:
         held = model_in(Path(name).expanduser())
         return name if held is None else str(held)
-    for sealed in _sealed_checkpoints(run, checkpoint):
-        if _is_whole(folder := _folder_for(run, sealed)):
+    for sealed, manifest in _sealed_checkpoints(run, checkpoint):
+        if _is_whole(folder := _folder_for(run, sealed, manifest)):
             return str(folder)
         if not checkpoints.problems(sealed):
             break  # it is what the model is made of
@@ -87,7 +87,7 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
 
 def _made_model(run: Path, checkpoint: Checkpoint) -> Path:
     trained = TrainedModel.of(run, checkpoint)
-    folder = _folder_for(run, trained.checkpoint)
+    folder = _folder_for(run, trained.checkpoint, trained.manifest)
     try:
         if folder.is_dir() and not _is_whole(folder):
             shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.damaged-{os.getpid()}")))
@@ -109,6 +109,8 @@ class TrainedModel:
 
     run: Path
     checkpoint: Path
+    manifest: JsonObject
+    """Of the checkpoint: a run that trains may remove it while its weights are written elsewhere."""
     experiment: JsonObject
     """The run's experiment as plain data."""
 
@@ -124,8 +126,9 @@ class TrainedModel:
             found, damaged = checkpoints.survey(parent)
             problems += [problem for each in damaged.values() for problem in each]
             if found is not None:
-                _require_of_this_experiment(run, found)
-                return cls(run, found, table)
+                manifest = checkpoints.manifest_of(found)
+                _require_of_this_experiment(run, found, manifest)
+                return cls(run, found, manifest, table)
         if problems:
             raise DataError(*(f"run {run}: no valid checkpoint is left: {problem}" for problem in problems[:3]))
         agent = label_of(table.get("agent", {}), "ppo")
@@ -136,7 +139,7 @@ class TrainedModel:
     @property
     def update(self) -> int:
         """How many updates the agent had behind it."""
-        return int(checkpoints.manifest_of(self.checkpoint)["step"])
+        return int(self.manifest["step"])
 
     @property
     def settings(self) -> PolicySettings:
@@ -394,14 +397,14 @@ def _places(run: Path, checkpoint: Checkpoint) -> list[Path]:
     return [run / BEST, run / "checkpoints"] if checkpoint == "best" else [run / "checkpoints"]
 
 
-def _sealed_checkpoints(run: Path, checkpoint: Checkpoint) -> Iterator[Path]:
+def _sealed_checkpoints(run: Path, checkpoint: Checkpoint) -> Iterator[tuple[Path, JsonObject]]:
     """Those whose manifest is whole, in the order in which they are asked for; their files are not read."""
     for parent in _places(run, checkpoint):
         yield from checkpoints.sealed(parent)
 
 
-def _folder_for(run: Path, checkpoint: Path) -> Path:
-    seal = str(checkpoints.manifest_of(checkpoint)["sha256"])
+def _folder_for(run: Path, checkpoint: Path, manifest: JsonView) -> Path:
+    seal = str(manifest["sha256"])
     return run / "model" / f"{checkpoint.name.removesuffix('.replaced')}-{seal[:12]}"
 
 
@@ -411,7 +414,7 @@ def _note(folder: Path, trained: TrainedModel) -> None:
     made = {
         "run": str(trained.run),
         "checkpoint": f"{trained.checkpoint.parent.name}/{trained.checkpoint.name}",
-        "manifest_sha256": checkpoints.manifest_of(trained.checkpoint)["sha256"],
+        "manifest_sha256": trained.manifest["sha256"],
         "files": sizes,
     }
     (folder / _MADE_OF).write_text(json.dumps(made, indent=1), encoding="utf-8")
@@ -425,8 +428,8 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _require_of_this_experiment(run: Path, checkpoint: Path) -> None:
-    made_with = checkpoints.manifest_of(checkpoint).get("config_hash")
+def _require_of_this_experiment(run: Path, checkpoint: Path, manifest: JsonView) -> None:
+    made_with = manifest.get("config_hash")
     described = run / DESCRIBED
     if made_with not in (config_hash(described.read_bytes().decode()), *hashes_before(run)):
         raise DataError(f"{described} is not what {checkpoint} was trained with: it was changed; put it back")

@@ -143,9 +143,13 @@ class Plan:
     def blamed(self, planned: Planned) -> Blame:
         return Blame(self.about, planned.place)
 
-    def check(self, folder: Path) -> None:
-        """Raises ConfigError for all that can be found in any stage before the first one runs."""
-        folder = folder.absolute()  # by which what is made here is told from what must be there
+    def check(self) -> None:
+        """Raises ConfigError for all that can be found in any stage before the first one runs.
+
+        It is as if no stage had made anything: what lies in the pipeline's folder may be half of a run that was
+        stopped, and its stage resumes it.
+        """
+        folder = self.origin.folder / f".{self.about.name}: not made"  # absolute, as what stages make is named
         problems: dict[str, None] = {}
         outputs: dict[str, Mapping[str, object]] = {}
         first: dict[str, PolicySettings] = {}  # by what a stage gives, the model that it will have begun with

@@ -154,7 +154,7 @@ class _Work:
         with naming_lines(file):
             plan = read_plan(file, changes)
             folder = Path(out if out is not None else Path("runs") / plan.about.name).absolute()
-            plan.check(folder)
+            plan.check()
         if only is not None and until is not None:
             raise ConfigError("--only and --until: one of the two")
         for option, names in (("--only", [only]), ("--until", [until]), ("--again", again)):

@@ -295,6 +295,33 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(tmp_path: Pa
     assert checkpoints.latest(tmp_path) == tmp_path / "step-00000011"
 
 
+@pytest.mark.parametrize("gone", ["before it is looked at", "before it is read"])
+def test_what_a_run_that_trains_replaces_meanwhile_is_followed_by_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    checkpoints.save(tmp_path, 1, {"step": 1}, {}, keep=1)
+    asked = "problems" if gone == "before it is looked at" else "load"
+    before = getattr(checkpoints, asked)
+
+    def trained_on(folder: Path) -> Any:
+        monkeypatch.setattr(checkpoints, asked, before)
+        checkpoints.save(tmp_path, 2, {"step": 2}, {}, keep=1)
+        assert not folder.exists()
+        return before(folder)
+
+    monkeypatch.setattr(checkpoints, asked, trained_on)
+    found = checkpoints.newest(tmp_path / "none", tmp_path)
+    assert found is not None
+    folder, state, manifest = found
+    assert (folder.name, state, manifest["step"]) == ("step-00000002", {"step": 2}, 2)
+
+
+def test_a_checkpoint_that_is_gone_is_called_so(tmp_path: Path) -> None:
+    for read in (checkpoints.load, checkpoints.manifest_of):
+        with pytest.raises(DataError, match=r"step-00000001 is gone: where its run trains, it has a newer one"):
+            read(tmp_path / "step-00000001")
+
+
 def test_no_pickle_anywhere_in_the_packages() -> None:
     """S1. Comments and prose may name it, code may not use it.
 

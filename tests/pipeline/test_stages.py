@@ -422,6 +422,27 @@ def test_ctrl_c_leaves_a_pipeline_to_resume_and_says_how(pipeline: MakeFile, tmp
     assert {it.name: it.step for it in intentions(file, out)}["sft"] == "resume"
 
 
+@pytest.mark.parametrize(
+    "left", [["lock"], ["lock", "record.json", "experiment.toml", "base"]], ids=["a lock", "a run that began"]
+)
+def test_a_stage_that_was_stopped_before_its_first_checkpoint_is_resumed(done: Path, left: list[str]) -> None:
+    """Later stages read the model of a run: there is none in what it left."""
+    for stage in ("stages", *NAMES):
+        for name in NAMES[1:]:
+            (done / "out" / stage / f"{name}.json").unlink(missing_ok=True)
+        if stage in NAMES[1:]:
+            shutil.rmtree(done / "out" / stage)
+    for path in (done / "out" / "sft").iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    sft = Record.read(done / "out", "sft")
+    assert sft is not None
+    replace(sft, status="begun", identity="").save(done / "out")
+    assert steps(done)["sft"] == "resume"
+    ended = run_pipeline(done / "small.toml", done / "out", until="sft")
+    assert ended.stages["sft"].identity == sft.identity
+
+
 def test_a_file_that_changes_under_a_running_pipeline_is_refused(
     pipeline: MakeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,7 +506,7 @@ def test_examples_of_pipelines_can_run(tmp_path: Path) -> None:
     assert ended.stages["three"].inputs == {"two": ended.stages["two"].identity}
     pytest.importorskip("chitchat_dataset")
     whole = read_plan(folder / "pipeline.toml")
-    whole.check(tmp_path)
+    whole.check()
     assert {it.kind for it in whole.stages} == set(STAGES) - {"annotate"}
 
 
@@ -530,5 +551,5 @@ rewards = { bradley_terry = 1.0 }
 """
     )
     with pytest.raises(ConfigError) as caught:
-        read_plan(file).check(tmp_path / "out")
+        read_plan(file).check()
     assert [problem.split("'")[1] for problem in caught.value.problems] == ["budgt", "limit"]

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, DataError, DiskRefused, UnknownName
 from rlhf_env.feedback.reward_models.model import RewardModel
-from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_models import TrainedModel
 from rlhf_env.own_code import label_of
 from rlhf_env.runs_on_disk import experiment_table_of
@@ -38,7 +37,7 @@ def reward_model_of_run(run: Path) -> Path | None:
         if _has_reward_head(label_of(experiment_table_of(run).get("agent", {}), "ppo")):
             raise
         return None
-    seal = str(checkpoints.manifest_of(trained.checkpoint)["sha256"])[:12]
+    seal = str(trained.manifest["sha256"])[:12]
     folder = run / FOLDER / f"{trained.checkpoint.name}-{seal}"
     if (folder / CARD).is_file():
         return folder

@@ -419,20 +419,20 @@ def load_run(
     experiment = replace(experiment, policy=replace(experiment.policy, device=device))
     toml = described.read_bytes().decode()
     require_own_code(folder, toml, experiment.code_named, record_of(folder), trust_code=trust_code)
-    newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
-    newest = newest or checkpoints.latest(folder / "checkpoints")
-    damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
-    if newest is None and damaged:
-        raise DataError("no valid checkpoint is left", *damaged)
+    # Read at once: a run that trains has removed it by the time that its model is built.
+    newest = checkpoints.newest(*([folder / BEST] if checkpoint == "best" else []), folder / "checkpoints")
+    if newest is None and (damaged := checkpoints.survey(folder / "checkpoints")[1]):
+        left = [problem for problems in reversed(damaged.values()) for problem in problems]
+        raise DataError(f"{folder}: no valid checkpoint is left: put one back, or train it anew", *left)
     with needing_first_model(folder, experiment.policy):
         workplace = build(experiment)
     if newest is None:
         if traits(workplace.agent).trains:
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
         return _read_back(workplace, folder)
-    state, manifest = checkpoints.load(newest)
+    read_from, state, manifest = newest
     if manifest.get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
-        raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
+        raise DataError(f"{described} is not what {read_from} was trained with: it was changed; put it back")
     reference = workplace.setup.reference
     if isinstance(reference, LanguageModel) and reference.adapted:
         require_begun_with(folder, experiment.policy, all_weights(reference))
