@@ -47,7 +47,7 @@ from rlhf_env.learning.functional import Aggregation, minibatches, over_steps, t
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.teachers import TeacherDtype, load_teacher
-from rlhf_env.policies.next_tokens import weighted_divergence
+from rlhf_env.policies.next_tokens import NextTokens, weighted_divergence
 from rlhf_env.policies.policy import HasNextTokens, Policy
 from rlhf_env.policies.precision import refined
 from rlhf_env.policies.streams import RowStreams
@@ -224,15 +224,17 @@ class Distill:
         self.policy.eval()
         others = rollout.extras.get(OTHERS_WROTE, torch.zeros(rollout.tokens.shape))
         taught = ((others > 0.0) & rollout.actions).any(dim=1).double().mean().nan_to_num()
-        rollout = self.setup.engine.local(rollout)
+        numbers = torch.arange(len(rollout), dtype=torch.float64)[:, None].expand(rollout.tokens.shape)
+        rollout = self.setup.engine.local(rollout.with_extras(number=numbers))
+        read: dict[int, NextTokens] = {}
         steps = [
-            self._step(rollout.select(rows))
+            self._step(rollout.select(rows), read)
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
         return {**over_steps(steps), "taught": float(taught), "lr": self.optimizer.lr}
 
-    def _step(self, batch: Rollout) -> Metrics:
-        """One gradient step on a minibatch."""
+    def _step(self, batch: Rollout, read: dict[int, NextTokens]) -> Metrics:
+        """One gradient step on a minibatch; `read`: what the teacher said of rows of this rollout so far."""
         config = self.config
         weight = token_weights(batch.actions, config.aggregation, longest=self.setup.max_new_tokens)
         batch = batch.with_extras(
@@ -247,22 +249,37 @@ class Distill:
                 loss = weighted_sum(-refined(logprobs), part.extras["weight"])
                 metrics["nats_per_token"] += float(weighted_sum(-refined(logprobs.detach()), part.extras["share"]))
             else:
-                loss, divergences = self._divergence(part)
+                loss, divergences = self._divergence(part, read)
                 metrics["nats_per_token"] += float((refined(divergences) * part.extras["share"][part.actions]).sum())
             self.optimizer.backward(loss)
             metrics["loss"] += float(loss.detach())
         return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
-    def _divergence(self, part: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+    def _divergence(self, part: Rollout, read: dict[int, NextTokens]) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a micro-batch, and the divergence at each token of the agent [N]."""
         config = self.config
         assert config.divergence != "sequence"
-        texts = part.tokens, part.mask, part.actions
-        with torch.no_grad():
-            teacher = cast(HasNextTokens, self.teacher).next_tokens(*texts).softened(config.temperature)
-        student = cast(HasNextTokens, self.policy).next_tokens(*texts).softened(config.temperature)
+        teacher = self._of_teacher_at(part, read).softened(config.temperature)
+        policy = cast(HasNextTokens, self.policy)
+        student = policy.next_tokens(part.tokens, part.mask, part.actions).softened(config.temperature)
         weights = part.extras["weight"][part.actions]
         return weighted_divergence(student, teacher, weights, config.divergence, config.beta)
+
+    def _of_teacher_at(self, part: Rollout, read: dict[int, NextTokens]) -> NextTokens:
+        """The teacher's distributions at a micro-batch's tokens. It is frozen, so it reads a text once an update.
+
+        What is kept is a hidden state a token. Logits are not, so a teacher without a head reads again each epoch.
+        """
+        numbers = [int(number) for number in part.extras["number"][:, 0].tolist()]
+        if numbers and all(number in read for number in numbers):
+            known = [read[number] for number in numbers]
+            return replace(known[0], states=torch.cat([it.states for it in known]))
+        with torch.no_grad():
+            found = cast(HasNextTokens, self.teacher).next_tokens(part.tokens, part.mask, part.actions)
+        if self.config.epochs > 1 and found.head is not None:
+            of_rows = found.states.split(part.actions.sum(dim=1).tolist())
+            read |= {number: replace(found, states=it) for number, it in zip(numbers, of_rows, strict=True)}
+        return found
 
     def state_dict(self) -> State:
         return {

@@ -20,6 +20,7 @@ from rlhf_env.learning.agent import OTHERS_WROTE
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.teachers import load_teacher, token_difference
 from rlhf_env.policies import tiny_language_model
+from rlhf_env.policies.next_tokens import NextTokens
 from rlhf_env.testing import check_agent
 
 from .conftest import World, stir
@@ -205,6 +206,27 @@ def test_it_comes_near_its_teacher(make_world: Any, settings: dict[str, Any]) ->
     agent = distill(world, **settings, optimization=Optimization(lr=2e-2))
     first, *_, last = [agent.update(world.rollout(agent))["nats_per_token"] for _ in range(20)]
     assert last < 0.4 * first
+
+
+def test_over_epochs_a_teacher_reads_a_text_once_and_says_the_same_of_it(make_world: Any) -> None:
+    def learned(kept: bool) -> tuple[torch.Tensor, int]:
+        world = make_world(rows=8)
+        teacher = teacher_of(world)
+        agent = distill(world, teacher, epochs=3, minibatches=4, optimization=Optimization(lr=1e-2))
+        rollout, said, rows = world.rollout(agent), teacher.next_tokens, []
+
+        def next_tokens(tokens: torch.Tensor, *texts: torch.Tensor) -> NextTokens:
+            rows.append(len(tokens))
+            found = said(tokens, *texts)
+            return found if kept else NextTokens(found.states @ found.head.weight.T, None, found.temperature)
+
+        teacher.next_tokens = next_tokens
+        agent.update(rollout)
+        return torch.cat([weight.detach().flatten() for weight in world.setup.policy.parameters()]), sum(rows)
+
+    (once, read), (again, read_again) = learned(True), learned(False)
+    assert (read, read_again) == (8, 24)
+    torch.testing.assert_close(once, again, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,22 @@ MUTANTS = (
     ),
     Mutant(
         "M8",
+        "what a teacher said of one text is taken for what it said of another",
+        "agents/rlhf_agents/distill.py",
+        "known = [read[number] for number in numbers]",
+        "known = [read[number] for number in sorted(numbers)]",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "a teacher reads every text again in each epoch",
+        "agents/rlhf_agents/distill.py",
+        "self.config.epochs > 1 and found.head",
+        "self.config.epochs < 1 and found.head",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
         "a resumed run's teacher draws its first texts again",
         "agents/rlhf_agents/distill.py",
         '        self._of_teacher = dict(state["teacher"])\n',

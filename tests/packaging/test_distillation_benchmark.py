@@ -1,0 +1,55 @@
+"""benchmarks/distillation.py trains the model as its experiment says, adapters too, and students with all weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="a source distribution has no benchmarks")
+sys.path.insert(0, str(BENCHMARKS))
+
+EXPERIMENT = """
+policy = { model = "rlhf-env/chitchat", lora = { rank = 4, alpha = 8 } }
+task = { name = "chitchat" }
+environment = { num_envs = 8, max_new_tokens = 8, max_prompt_tokens = 48 }
+rewards = { length = { target = 5 }, kl = 0.01 }
+agent = { name = "rloo", group_size = 4, lr = 0.05 }
+budget = { updates = 3 }
+evaluation = { prompts = 8, rewards = { length = { target = 5 } } }
+"""
+
+
+def test_students_of_a_model_with_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    from distillation import Trials, main
+
+    (tmp_path / "own.toml").write_text(EXPERIMENT, encoding="utf-8")
+    ran = []
+    run = Trials.run
+
+    def watched(trials: Trials, table: dict[str, object]) -> object:
+        ran.append((found := run(trials, table))[0].experiment)
+        return found
+
+    monkeypatch.setattr(Trials, "run", watched)
+    words = ("--experiment", str(tmp_path / "own.toml"), "--student", "1", "--tokens", "20", "--alone")
+    monkeypatch.setattr(sys, "argv", ["distillation.py", *words])
+    main()
+
+    trained, *others = ran
+    assert (trained.agent["name"], trained.budget.updates, list(trained.rewards)) == ("rloo", 3, ["length", "kl"])
+    assert trained.policy.lora is not None
+    assert all(other.policy.lora is None for other in others)
+    heads, *rows, memory = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert memory[-1] == "GB"
+    untrained, after, student, alone = [dict(zip(heads, row[-len(heads) :], strict=True)) for row in rows]
+    assert (float(untrained["kept"]), float(after["kept"]), float(after["nats"])) == (0.0, 1.0, 0.0)
+    assert float(untrained["nats"]) > 0.0
+    assert untrained["parameters"] == after["parameters"] == "2,164,224"
+    assert student["parameters"] == alone["parameters"]
+    assert [other.agent["name"] for other in others if other.agent["name"] != "reference"] == ["distill", "rloo"]
