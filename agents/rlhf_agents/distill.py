@@ -277,7 +277,7 @@ class Distill:
         with torch.no_grad():
             found = cast(HasNextTokens, self.teacher).next_tokens(part.tokens, part.mask, part.actions)
         if self.config.epochs > 1 and found.head is not None:
-            of_rows = found.states.split(part.actions.sum(dim=1).tolist())
+            of_rows = torch.split(found.states, part.actions.sum(dim=1).tolist())
             read |= {number: replace(found, states=it) for number, it in zip(numbers, of_rows, strict=True)}
         return found
 

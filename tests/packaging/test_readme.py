@@ -24,6 +24,7 @@ from rlhf_env.lab.statistics import seeds_for_a_verdict
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("experiments", "pipelines", "preferences", "scale"))]
+COUNTED = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +114,7 @@ def test_what_is_counted_is_there() -> None:
 
 def test_the_seeds_that_a_verdict_takes_are_those_of_the_comparison() -> None:
     words = " ".join(README.read_text(encoding="utf-8").split())
-    assert f"a verdict on four agents takes {seeds_for_a_verdict(4 - 1)})" in words
+    assert f"for four agents a verdict takes {COUNTED[seeds_for_a_verdict(4 - 1)]}." in words
     assert f"fewer seeds than a verdict takes ({seeds_for_a_verdict(2 - 1)} for two agents" in words
 
 
@@ -121,9 +122,8 @@ def test_the_benchmark_is_the_one_that_is_described() -> None:
     """Two controls beside the agents, of so many tasks, seeds and settings."""
     file = ROOT / "examples/benchmark.toml"
     grid = tomllib.loads(file.read_text(encoding="utf-8"))
-    counted = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
     agents = [name for name in grid["agents"] if name not in ("reference", "random")]
     words = " ".join(README.read_text(encoding="utf-8").split())
-    tasks, seeds = counted[len(grid["tasks"])], counted[grid["seeds"]]
-    assert f"Each agent is tuned by {counted[grid['tuning']['configurations']]} settings a task" in words
-    assert f"ranks {counted[len(agents)]} agents and two controls on {tasks} tasks over {seeds} seeds" in words
+    tasks, seeds = COUNTED[len(grid["tasks"])], COUNTED[grid["seeds"]]
+    assert f"tuned first, with {COUNTED[grid['tuning']['configurations']]} configurations per task" in words
+    assert f"compares {COUNTED[len(agents)]} agents and two controls on {tasks} tasks over {seeds} seeds" in words

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -61,16 +61,18 @@ class Judges(Protocol):
         """The answer to one item of the kind."""
 
 
-def answers_of(annotator: Annotator, method: str, asked: Sequence[object], rng: np.random.Generator) -> Sequence[Any]:
+def asked_answers(
+    annotator: Annotator, method: str, asked: Sequence[object], rng: np.random.Generator
+) -> Sequence[Any]:
     """An annotator's answer to each of `asked`. Raises RunFailed where it raises, or has not one answer for each."""
     who = f"the annotator {annotator.name!r}: {method}()"
     with naming_who_raised(who):
-        answers: object = getattr(annotator, method)(asked, rng)
+        answers = getattr(annotator, method)(asked, rng)
     if not isinstance(answers, (list, tuple, np.ndarray)):
         raise RunFailed(f"{who} gave {type_in_words(answers)}: a list with one answer for each question is needed")
     if len(answers) != len(asked):
         raise RunFailed(f"{who} gave {len(answers)} answers to {len(asked)} questions: one for each is needed")
-    return answers
+    return cast(Sequence[Any], answers)
 
 
 def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *, person: str = "") -> Annotator:
