@@ -98,7 +98,8 @@ def _responses(folder: Path) -> list[dict[str, str]]:
         (cell,) = [it for it in cells if (it["agent"], it["seed"]) == (agent, 0)]
         evaluation = json.loads((folder / f"proof/{cell['run']}/evaluation.json").read_text(encoding="utf-8"))
         for it in evaluation["samples"]:
-            found.setdefault(_plain(it["prompt"]), {})[when] = _plain(it["response"])
+            question = it["prompt"].rpartition("User: ")[2].removesuffix("Assistant:")  # the last turn
+            found.setdefault(_plain(question), {})[when] = _plain(it["response"])
     wanted = [*list(found)[:QUESTIONS], *QUOTED]
     return [{"question": question, **both} for question, both in found.items() if question in wanted]
 

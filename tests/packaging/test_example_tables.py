@@ -169,7 +169,8 @@ def test_the_file_holds_the_responses_before_and_after(script: dict[str, Any], t
             written(
                 f"proof/results/{agent}-{seed}.json", {"agent": agent, "seed": seed, "run": f"cells/{agent}-{seed}"}
             )
-            samples = [{"prompt": question, "response": f"{response} {seed}"} for question in asked]
+            turns = "System: Say it.\nUser: 1 + 1?\nAssistant: 2\nUser: {}\nAssistant:"
+            samples = [{"prompt": turns.format(it), "response": f"{response} {seed}"} for it in asked]
             written(f"proof/cells/{agent}-{seed}/evaluation.json", {"samples": samples})
     written("results.json", {**MADE_UP["real_model"], "responses": None})
     found = script["read"](tmp_path)
