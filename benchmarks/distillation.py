@@ -28,6 +28,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from rich.console import Console
 
 import rlhf_env
 from rlhf_env.lab.evaluation.runs import Run
@@ -87,7 +88,11 @@ class Trials:
         """What a run measured, and its folder: a model."""
         self.runs += 1
         out = self.scratch / f"run-{self.runs}"
-        return rlhf_env.run(Experiment.from_table(dict(table), folder=self.folder), out, threads=1), str(out.absolute())
+        experiment = Experiment.from_table(dict(table), folder=self.folder)
+        console = Console(stderr=True)
+        begins = Path(experiment.policy.model).name
+        console.print(f"Run {self.runs}: {experiment.agent_label}, from {begins}", markup=False, highlight=False)
+        return rlhf_env.run(experiment, out, threads=1, console=console), str(out.absolute())
 
     def train(self, tokens: int | None) -> None:
         """The model, as the experiment says."""
