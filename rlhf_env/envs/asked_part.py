@@ -35,7 +35,7 @@ class Failures:
     """"stop" ends the run with a RewardError. "skip" leaves the episode without a score; it is left out of the update,
     and counted. A number stands in for the score, unweighted (of a token part: for each token's)."""
     max_bad_fraction: Share = 0.1
-    """More of a rollout's episodes than this end the run all the same."""
+    """With "skip" or a number: if a larger share of a rollout's episodes fails, the run ends anyway."""
 
     def allowed(self, rows: int) -> int:
         """How many of `rows` episodes may fail."""

@@ -66,12 +66,12 @@ class Limits:
     """What a reward in a process of its own may take."""
 
     timeout: Positive = 60.0
-    """Seconds for one call (a batch of texts); then the process is killed, whatever it is at."""
+    """Seconds that one call (a batch of texts) may take; then its process is killed."""
     memory_mb: AtLeastOne = 16_384
     """Mebibytes of address space (RLIMIT_AS), which is more than what is in use: torch alone maps several thousand, and
     a GPU's libraries tens of thousands."""
     env_vars: Sequence[str] = ()
-    """Names of environment variables it may see beside the usual ones, for a reward that needs a key."""
+    """Names of additional environment variables that it may see, for a reward that needs a key."""
 
 
 class RewardFailed(Exception):

@@ -125,15 +125,15 @@ class Mixing:
     """What a table of [rewards] says of the part's place in the mix."""
 
     weight: float | None = None
-    """What the part's scores are multiplied by in the reward; 1, or what a schedule ends with, where it is left out."""
+    """The factor of the part's scores in the reward; by default 1, or the value that a schedule ends with."""
     tasks: Annotated[dict[str, float], MinLen(1)] | None = None
-    """Of a mixture of tasks, those in which the part counts, by label, and what `weight` is multiplied by there. About
-    texts of other tasks it is not asked."""
+    """In a mixture of tasks: the labels of those in which the part counts, each with a factor of `weight`. It does not
+    score texts of other tasks."""
     shaping: Shaped | None = None
-    """How its scores are changed over the run before they are summed up (`only_if`, `normalise`, `clip`, `schedule`,
-    `target`). Evaluations measure them as they are."""
+    """How its scores are changed before they are summed up (`only_if`, `normalise`, `clip`, `schedule`, `target`).
+    Evaluations use the scores as they are."""
     plugin: Name | None = None
-    """The reward's name, where the part has another one."""
+    """The reward's registered name, if the part (the table) is called something else."""
     function: Name | None = None
     """Your own code instead of a registered name: "FILE.py:NAME", the file relative to this one, or "MODULE:NAME"."""
     isolate: bool | None = None

@@ -99,24 +99,24 @@ class EvaluationSettings:
     """The external evaluator, which measures on held-out prompts, or on those of training where none are held out."""
 
     prompts: _Size = 128
-    """How many prompts are measured on, from the first one on; where there are fewer, some are asked again."""
+    """Number of prompts, from the first one on; if there are fewer, some are used again."""
     every: Whole = 0
     """Updates from one evaluation to the next (0: only at the end)."""
     seed: Seed = 12_345
-    """What the texts of an evaluation are drawn from."""
+    """The seed of the texts of an evaluation."""
     best: Name = "objective"
-    """By which of these measures the best agent on the way is known, whose checkpoint is kept beside the last."""
+    """The measure by which the best checkpoint during training is chosen; it is kept next to the last one."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
-    """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
+    """The gold reward: rewards, as in [rewards], that are measured in addition and that no agent sees."""
     metrics: Annotated[list[Name] | None, ChoosesByName("metric")] = None
-    """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`; or "FILE.py:NAME"."""
+    """Additional metrics, by a plugin's name or as "FILE.py:NAME"."""
     samples: _Size = 1
-    """Answers to each prompt. Intervals count prompts, whatever this is."""
+    """Answers to each prompt. Confidence intervals still count prompts, not answers."""
     decoding: Annotated[JsonObject, PartOf(Sampling)] = field(default_factory=dict)
-    """How these answers are drawn, where it is not as [policy.sampling] says: `{ top_k = 1 }` is greedy. Objective and
-    KL are then those of answers drawn so, and not what training maximises."""
+    """How these answers are sampled, if not as in [policy.sampling]: `{ top_k = 1 }` is greedy. Objective and KL are
+    then those of such answers, and not what training maximises."""
     pass_at: list[AtLeastOne] = field(default_factory=list)
-    """For each k of these, how often at least one of k answers to a prompt is a success: `pass_at_1`, `pass_at_8`."""
+    """Values of k for pass@k: how often at least one of k answers is a success, logged as `pass_at_1`, `pass_at_8`."""
     success: Name = "task"
     """What a success is: a part of [rewards] or of [evaluation.rewards] that is 0 or 1, or "PART >= NUMBER"."""
 
@@ -151,12 +151,12 @@ class EngineSettings:
     """How the processes of a run share its work (docs/scale.md)."""
 
     shard: bool = False
-    """Divide weights, gradients and moments among the processes (FSDP2), instead of keeping all of them in each. It is
-    of the machines and not part of what a run is."""
+    """Divide weights, gradients and moments among the processes (FSDP2), instead of keeping all of them in each. A
+    run can be resumed with or without it."""
     ahead: Annotated[int, Ge(0), Le(1)] = 0
     """How many updates texts are written ahead of learning. 1: while the agent learns from a rollout, another process
     on this machine writes the next one, with the weights that the update began with. Importance ratios correct what is
-    learned; agents that have none are refused. It is part of what a run is, whose texts are others."""
+    learned; agents that have none are refused. It changes the texts of a run, so a run resumes with the same value."""
 
     def problems(self) -> Iterator[Problem]:
         if self.ahead and self.shard:
@@ -172,23 +172,23 @@ class Experiment:
     seed: Seed = 0
     """What every random stream of the run is derived from."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "count"})
-    """What is asked: the task's name (or your own code: `function = "FILE.py:NAME"`), and the task's own settings."""
+    """Where prompts come from: the task's name (or your own code: `function = "FILE.py:NAME"`), and its settings."""
     policy: PolicySettings = field(default_factory=PolicySettings)
-    """Who writes the texts."""
+    """The model that generates texts: its weights, tokenizer, precision and device, and how tokens are sampled."""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
-    """How many texts, how long, in how large steps."""
+    """How many texts are written at a time, how long they may be, and what one action is."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
-    """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`. Your own
+    """The parts of the reward. Each is a weight, or a table with `weight` and the settings of that reward. Your own
     code is a part with `function = "FILE.py:NAME"`."""
     agent: Annotated[JsonObject, Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
-    """Who learns: the agent's name (or your own code: `function = "FILE.py:NAME"`), and the agent's own settings."""
+    """The algorithm: the agent's name (or your own code: `function = "FILE.py:NAME"`), and its settings."""
     preferences: Annotated[str, IsPath()] | None = None
-    """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from
-    instead of texts it writes; the environment then only evaluates."""
+    """A preference store, or a file of pairs, that the agent (dpo, kto) learns from instead of generating texts:
+    `num_envs` / 2 pairs per rollout. The environment is then used for evaluations only."""
     budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
     """When the run ends: the first limit that is reached."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    """How the policy is measured."""
+    """How and when the policy is evaluated."""
     texts: RecordedTextsSettings = field(default_factory=RecordedTextsSettings)
     """Which texts the run folder keeps, with the numbers of each token, for `rlhf-env watch`."""
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -196,20 +196,20 @@ class Experiment:
     checkpoint_every: Whole = 10
     """Updates from one checkpoint to the next (0: only at the end)."""
     max_kl: Positive | None = None
-    """The run ends early when the mean KL of a rollout to the reference, summed over a response, is above this. It is
-    the KL itself, wherever a controller has put its weight."""
+    """The run ends early when the mean KL of a rollout to the reference, in nats per response, is above this. It is the
+    KL itself, whatever the weight of its penalty."""
     patience: Whole = 0
-    """The run ends early when this many evaluations in a row (0: never) brought no objective that is above the
-    best so far by more than `min_delta`. The evaluation before training counts as the first; `[evaluation] every` says
+    """The run ends early when this many evaluations in a row (0: never) did not improve the best objective so far by
+    more than `min_delta`. The evaluation before training counts as the first; `[evaluation] every` says
     how often there is one."""
     min_delta: NonNegative = 0.0
-    """By how much the objective of an evaluation must rise for `patience` to begin anew."""
+    """The improvement of the objective that restarts the count of `patience`."""
     stopping: Annotated[JsonObject, EachChooses("stopping rule", one_by="rule")] = field(default_factory=dict)
-    """Further rules that may end the run: by name, the settings of each, as in `[stopping.brake]`. One alone may
-    also be named by `[stopping] rule = "brake"`, with its settings beside."""
+    """Further rules that may end the run, each a table of settings, as in `[stopping.brake]`. A single one may also be
+    written as `[stopping]` with `rule = "brake"` and its settings."""
     trackers: Annotated[JsonObject, EachChooses("tracker")] = field(default_factory=dict)
-    """Where metrics go beside the run folder: by name, the settings of each, as in `[trackers.mlflow]`. They are not
-    part of what the run is: a run resumes with others."""
+    """Where metrics go in addition to the run folder, each a table of settings, as in `[trackers.mlflow]`. A run can be
+    resumed with other trackers."""
     folder: Path | None = field(default=None, repr=False, compare=False, metadata={"setting": False})
     """Where the file is that this was read from, for the relative paths in it; None: the working directory."""
     asks_in_plain: bool = field(default=False, repr=False, compare=False, metadata={"setting": False})

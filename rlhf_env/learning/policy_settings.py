@@ -52,7 +52,7 @@ class PolicySettings:
     """Which: [policy.server], beside `writer = "server"`."""
     device: str = AUTO
     """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
-    It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""
+    A run can be resumed on another device; its bits may then differ."""
     attention: Attention = "auto"
     """Which of the library's attention implementations its modules use (`attn_implementation`); "auto": its choice. The
     quicker way of `fused` computes attention itself, in place of "eager" and "sdpa"; with any other one it is off.

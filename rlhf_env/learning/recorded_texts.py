@@ -40,7 +40,7 @@ class RecordedTextsSettings:
     of_rollout: Whole = 8
     """How many texts of a rollout are kept (0: none), with the advantages that the agent gave their tokens."""
     rollouts_every: Annotated[int, Ge(1)] = 10
-    """Updates from one rollout of which texts are kept to the next."""
+    """Keep texts of every rollout (1), of every tenth (10), ..."""
     megabytes: Annotated[int, Ge(1), Le(4096)] = 16
     """The most that the file may have. Beyond it, every second evaluation and rollout in it is dropped, and only every
     second one is kept from there on."""

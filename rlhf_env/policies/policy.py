@@ -28,7 +28,7 @@ class Sampling:
     """
 
     temperature: Positive = 1.0
-    """What the logits are divided by. For greedy text use top_k = 1."""
+    """The divisor of the logits. For greedy text use top_k = 1."""
     top_k: Whole = 0
     """How many of the likeliest tokens are kept (0: all). 1 is greedy: always the likeliest token, of equal ones that
     with the lowest id, whose stated log-probability is 0 because no other can come."""

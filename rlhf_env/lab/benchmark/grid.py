@@ -34,7 +34,7 @@ _SHARED = ("seed", "task", "budget", "evaluation")  # by rows that are compared
 
 @settings
 class Grid:
-    """A benchmark: what its TOML file says."""
+    """A benchmark of agents x tasks x seeds, as its TOML file describes it."""
 
     name: str = "benchmark"
     """The benchmark's name, and its folder's."""
