@@ -70,7 +70,7 @@ def answers_of(annotator: Annotator, method: str, asked: Sequence[object], rng: 
         raise RunFailed(f"{who} gave {type_in_words(answers)}: a list with one answer for each question is needed")
     if len(answers) != len(asked):
         raise RunFailed(f"{who} gave {len(answers)} answers to {len(asked)} questions: one for each is needed")
-    return answers
+    return list(answers)
 
 
 def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *, person: str = "") -> Annotator:
