@@ -63,7 +63,11 @@ def flat(table: Mapping[str, object], above: str = "") -> dict[str, object]:
 
 
 def strict_json(value: object, *, indent: int | None = 1) -> str:
-    """JSON that every program reads: dataclasses as tables of their fields, null for what is no finite number."""
+    """JSON that every program reads: dataclasses as tables of their fields, null for what is no finite number.
+
+    >>> strict_json({"kl": float("nan"), "places": (1, 2)}, indent=None)
+    '{"kl": null, "places": [1, 2]}'
+    """
     return json.dumps(_as_plain(value), indent=indent, allow_nan=False)
 
 

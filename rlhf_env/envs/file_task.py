@@ -1,7 +1,8 @@
 """Prompts from a file: JSON Lines, CSV, or a data set that the `datasets` library knows.
 
 A row is `{"prompt": "..."}` or a conversation, `{"messages": [{"role": "user", "content": "..."}]}` (or such a list
-as the `prompt`). Every other column becomes metadata of the prompt, for rewards to read.
+as the `prompt`). Every other column becomes metadata of the prompt, for rewards to read; so do `messages` beside a
+`prompt`.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
         has = f"{', '.join(map(repr, row))}: rename the one that is asked" if row else "none"
         report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}'}")
         return None
-    meta = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
+    meta = {key: value for key, value in row.items() if key != name}
     content = row[name]
     messages: Sequence[JsonView] = ()
     if isinstance(content, list):

@@ -65,7 +65,7 @@ def demonstrations_of(
     found: list[Episode] = []
     conversation: list[int] = []
     problems: list[str] = []
-    answers = left_out = cut = missing = 0
+    answers = left_out = cut = missing = unread = 0
     for index in range(task.size):
         prompt = prompt_at(task, index, {})
         try:
@@ -75,6 +75,7 @@ def demonstrations_of(
             continue
         if not turns:
             missing += prompt.meta.get("completion") is None
+            unread += "messages" in prompt.meta
             problems.append(
                 f"{prompt.id}: no completion to learn: a column 'completion', or a conversation that ends with the "
                 "assistant's message"
@@ -112,6 +113,7 @@ def demonstrations_of(
         raise DataError(
             f"the task {name}: no completion to learn in any of its {missing:,} prompts: sft needs given answers "
             "(a file with a column 'completion', or conversations that end with the assistant's message)"
+            + (": it has the columns 'prompt' and 'messages', of which 'prompt' is read: leave that out" * bool(unread))
         )
     if problems:
         more = len(problems) - _SHOWN

@@ -545,3 +545,9 @@ def test_who_reads_the_output_may_leave(tmp_path: Path) -> None:
         said = process.stderr.read()
     assert (process.returncode, said) == (0, b"")
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_what_is_printed_for_programs_is_strict_json() -> None:
+    """`echo_json` writes null for NaN; `json.dumps` writes NaN, which is no JSON."""
+    sources = {file.name: file.read_text() for file in Path(cli.__file__).parent.glob("*.py")}
+    assert [name for name, source in sources.items() if "echo(json.dumps" in source] == []

@@ -11,6 +11,11 @@ prompts("an empty file", "", "a.jsonl: no prompts: the file is empty")
 prompts("blank lines", "\n\n", "a.jsonl: no prompts: the file is empty")
 prompts("another ending", '{"prompt": "a"}', "a.txt: the name of a file of prompts ends in one of .jsonl", name="a.txt")
 prompts(
+    "a number beyond 64 bits",
+    '{"prompt": "a", "x": 1e999}\n',
+    "a.jsonl, line 1: this JSON cannot be read: 1e999 is larger than any number of 64 bits",
+)
+prompts(
     "ten kinds of bad line",
     '{"text": "a"}\n{"prompt": "fine"}\n[1]\n{"prompt": null}\n{"prompt": 3}\n{"prompt": " "}\n{"prompt": []}\n'
     '{"messages": [{"role": "user"}]}\n{"prompt": "a", "prompt": "b"}\n{"prompt": "a", "x": NaN}\n{bad\n',

@@ -84,6 +84,12 @@ _stored(
     "leaves no answer: each of the 1 is too long",
 )
 _stored("no completions at all", _SFT, '{"prompt":"a"}\n' * 3, "the task File: no completion to learn in any of its 3")
+_stored(
+    "conversations beside prompts",
+    _SFT,
+    '{"prompt":"a","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n' * 3,
+    "it has the columns 'prompt' and 'messages', of which 'prompt' is read: leave that out",
+)
 
 command("scorecard folder a.jsonl --over-long cut", "'--over-long': Value error, 'cut' is not one of")
 command("preferences verify s.db --model folder --over-long left", "'--over-long': Value error, 'left' is not one")

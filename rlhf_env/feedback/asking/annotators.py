@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +72,7 @@ def asked_answers(
         raise RunFailed(f"{who} gave {type_in_words(answers)}: a list with one answer for each question is needed")
     if len(answers) != len(asked):
         raise RunFailed(f"{who} gave {len(answers)} answers to {len(asked)} questions: one for each is needed")
-    return cast(Sequence[Any], answers)
+    return list(answers)
 
 
 def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *, person: str = "") -> Annotator:
