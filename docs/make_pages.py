@@ -49,7 +49,7 @@ _COMMANDS = """\
 | 3 | A run, or a part of its reward, failed, or the disk refused a file. The last checkpoint is untouched. |
 | 4 | `rlhf-env pipeline` waits for people to judge; the same command goes on. |
 | 130 | Stopped by Ctrl-C. What is done is saved, and the command that goes on is printed. |
-| 143 | The same by SIGTERM. |
+| 129, 143 | The same by SIGHUP (a terminal that is closed), by SIGTERM. |
 
 With `rlhf-env check`, a file that is wrong is 2, as it is for the command that would run it; so is a plugin that cannot
 be loaded. One that breaks its contract is 1. `rlhf-env plugins` lists a plugin that cannot be loaded with its error,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -530,3 +531,11 @@ def test_who_reads_the_output_may_leave(tmp_path: Path) -> None:
         said = process.stderr.read()
     assert (process.returncode, said) == (0, b"")
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_what_a_terminal_cannot_say_is_escaped() -> None:
+    """A table with a dash in it ended in a traceback under LANG=C or PYTHONIOENCODING=ascii."""
+    words = "from rlhf_env.cli import main; main._have_streams(); print('0.1\\u20130.2')"
+    told = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run([sys.executable, "-c", words], env=told, capture_output=True, timeout=300, check=True)
+    assert ended.stdout == b"0.1\\u20130.2\n"
