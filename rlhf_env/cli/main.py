@@ -153,7 +153,9 @@ def main() -> None:
         if error.errno not in _THE_DISK_REFUSES:
             raise
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
-        _complain([f"{where}: {error.strerror}: make room (what was whole before still is)"], 3)
+        from rlhf_env.whole_files import remedy_of
+
+        _complain([f"{where}: {error.strerror}: {remedy_of(error)} (what was whole before still is)"], 3)
     except Exception as error:
         # Typer may bring its own copy of click, so its errors are recognised by their method.
         say: Callable[[], str] | None = getattr(error, "format_message", None)
