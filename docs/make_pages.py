@@ -51,7 +51,7 @@ Every command of `rlhf-env`, as its `--help` describes it. `rlhf-env --help` lis
 | 3 | A run, or a part of its reward, failed, or the disk refused a file. The last checkpoint is untouched. |
 | 4 | `rlhf-env pipeline` waits for people to judge; the same command continues when they have. |
 | 130 | Stopped by Ctrl-C. What is done is saved, and the command that continues it is printed. |
-| 143 | The same by SIGTERM. |
+| 129, 143 | The same by SIGHUP (a terminal that is closed), by SIGTERM. |
 
 `rlhf-env check` ends with 2 for a file that is wrong (as does the command that would run it) and for a plugin that
 cannot be loaded, and with 1 for a plugin that breaks its contract. `rlhf-env plugins` lists a plugin that cannot be

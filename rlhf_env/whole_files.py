@@ -3,6 +3,7 @@ whole folders."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import math
@@ -15,6 +16,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlhf_env.errors import DiskRefused
+
+WAY_ON = ("The last checkpoint is whole", "then go on with --resume")
+"""Of a run's files: what is not lost, and what to do after the remedy."""
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def refused(what: str, error: OSError, whole: str, way_on: str, folder: Path) -> DiskRefused:
+    """What to raise where `what`, in `folder`, cannot be written: the remedy is the error's, not always more room.
+
+    `whole` says what is not lost, and `way_on` what to do after that.
+    """
+    said = f"{what} cannot be written: {error.strerror or error}"
+    if not folder.is_dir():
+        return DiskRefused(f"{said}: there is no folder {folder} (any more): put it back, {way_on}")
+    return DiskRefused(f"{said}{'. ' if whole else ''}{whole}: {remedy_of(error)}, {way_on}")
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about a file that could not be written, though its folder is there."""
+    return "see to the permissions" if error.errno in _NOT_ALLOWED else "make room"
 
 
 @contextmanager
@@ -35,9 +56,8 @@ def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
         half.replace(path)
     except OSError as error:
         large = "" if size is None else f" ({size:,} bytes)"
-        raise DiskRefused(
-            f"{path}{large} cannot be written: {error.strerror or error}. The earlier file is whole: make room, or "
-            "write elsewhere"
+        raise refused(
+            f"{path}{large}", error, "The earlier file is whole", "or write elsewhere", path.parent
         ) from error
     finally:
         with suppress(OSError):
@@ -108,9 +128,7 @@ def folder_written(path: str | Path, *, replace: bool = False, first: bool = Fal
                 raise
         _sync(path.parent)
     except OSError as error:
-        raise DiskRefused(
-            f"{path} cannot be written: {error.strerror or error}: make room, or write elsewhere"
-        ) from error
+        raise refused(str(path), error, "", "or write elsewhere", path.parent) from error
     finally:
         if before.is_dir() and not path.exists():
             before.rename(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -39,6 +40,19 @@ def test_the_disk_that_refuses_is_named_with_path_and_bytes(tmp_path: Path) -> N
     with pytest.raises(DiskRefused, match=r"no/such/a\.json \(1,000 bytes\) cannot be written: No such file") as caught:
         write_whole(tmp_path / "no" / "such" / "a.json", "x" * 1000)
     assert caught.value.exit_code == 3
+    assert str(caught.value).endswith(
+        f": there is no folder {tmp_path}/no/such (any more): put it back, or write elsewhere"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room"), (errno.EACCES, "see to the permissions"), (errno.EROFS, "see to the permissions")],
+)
+def test_what_to_do_is_what_the_error_asks_for(number: int, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(DiskRefused) as caught, written(tmp_path / "a.json"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).endswith(f". The earlier file is whole: {remedy}, or write elsewhere")
 
 
 def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:

@@ -35,7 +35,16 @@ from rlhf_env.cli import (
     training,
     watching,
 )
-from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app, several_processes
+from rlhf_env.cli.shared import (
+    FEEDBACK,
+    LEARNING,
+    Terminated,
+    app,
+    lab_app,
+    preferences_app,
+    several_processes,
+    signal_of,
+)
 from rlhf_env.errors import TRACEBACK, ConfigError, RlhfEnvError
 from rlhf_env.learning.signals import hangups
 
@@ -126,6 +135,7 @@ def main() -> None:
     sys.excepthook = _traceback
     warnings.showwarning = _warn
     threading.excepthook = _of_a_thread
+    sys.unraisablehook = _unraisable
     try:
         status = app(standalone_mode=False)
     except RlhfEnvError as error:
@@ -145,7 +155,9 @@ def main() -> None:
         if error.errno not in _THE_DISK_REFUSES:
             raise
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
-        _complain([f"{where}: {error.strerror}: make room (what was whole before still is)"], 3)
+        from rlhf_env.whole_files import remedy_of
+
+        _complain([f"{where}: {error.strerror}: {remedy_of(error)} (what was whole before still is)"], 3)
     except Exception as error:
         # Typer may bring its own copy of click, so its errors are recognised by their method.
         say: Callable[[], str] | None = getattr(error, "format_message", None)
@@ -191,7 +203,8 @@ def _have_streams() -> None:
         if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper and stream.fileno() == number:
             stream.flush()
             lasting = io.BufferedWriter(_Lasting(number, "wb", closefd=False))
-            made = io.TextIOWrapper(lasting, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            # What the encoding of a terminal cannot say, as in LANG=C, is escaped: it is no reason to end.
+            made = io.TextIOWrapper(lasting, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
             made.reconfigure(write_through=stream.write_through)
             setattr(sys, name, made)
 
@@ -249,6 +262,16 @@ def _of_a_thread(ended: threading.ExceptHookArgs) -> None:
         print(f"rlhf-env: warning: in the background: {for_terminal(str(ended.exc_value))}", file=sys.stderr)
     elif ended.exc_value is not None:
         _traceback(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """A stop that came while Python cleaned up (in a `__del__`, say), where exceptions are thrown away, comes again."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        again = threading.Timer(0.1, os.kill, [os.getpid(), signal_of(lost.exc_value)])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

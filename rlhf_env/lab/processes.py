@@ -21,7 +21,7 @@ from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
 from rlhf_env.learning.devices import set_threads
 from rlhf_env.learning.folder_lock import GUARD_IT, UNGUARDED
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.signals import Interrupted
+from rlhf_env.learning.signals import Interrupted, deaf_to_ctrl_c, hear_ctrl_c
 
 BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent
 _TO_SAVE = 10.0  # seconds that a worker has to end, where there is a limit
@@ -182,22 +182,24 @@ def _start_worker() -> _Worker:
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can deadlock
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
+    with deaf_to_ctrl_c():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
 def _serve(pipe: Connection) -> None:
-    """A worker's life: jobs in, progress out. Ctrl-C reaches it too; the run under way is saved by `train`."""
+    """A worker's life. Ctrl-C reaches it too; the run under way is saved by `train`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    set_threads()
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if task is None:
-            return
+    with suppress(EOFError, BrokenPipeError, Interrupted, KeyboardInterrupt):
+        hear_ctrl_c()
+        set_threads()
+        _work(pipe)
+
+
+def _work(pipe: Connection) -> None:
+    """Jobs in, progress out."""
+    while (task := pipe.recv()) is not None:
         job, folder = task
         last = 0.0
 
@@ -207,11 +209,8 @@ def _serve(pipe: Connection) -> None:
                 last = time.monotonic()
                 pipe.send((fraction, None, row))
 
-        try:
-            outcome = outcome_of(job, folder, report)
-            pipe.send(outcome)
-        except (Interrupted, KeyboardInterrupt):
-            return
+        outcome = outcome_of(job, folder, report)
+        pipe.send(outcome)
         if outcome[1] == "died":  # another process is started in its place
             return
 

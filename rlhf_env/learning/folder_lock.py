@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from rlhf_env.errors import ConfigError, DiskRefused
+from rlhf_env.errors import ConfigError, DiskRefused, RunFailed
+from rlhf_env.whole_files import remedy_of
 
 UNGUARDED = 76
 """The exit status of a worker process that, while it was made, found itself at work: see `hold`."""
@@ -29,6 +30,8 @@ def hold(folder: Path) -> IO[str]:
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
         print(f"rlhf-env: {GUARD_IT}", file=sys.stderr)
         sys.exit(UNGUARDED)
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"{folder} is a link to {folder.readlink()}, which is not there: make it, or remove the link")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+", encoding="utf-8")
@@ -49,5 +52,18 @@ def hold(folder: Path) -> IO[str]:
     except OSError as error:
         with suppress(OSError):
             lock.close()
-        raise DiskRefused(f"{lock.name} cannot be written: {error.strerror or error}: make room") from error
+        raise DiskRefused(f"{lock.name} cannot be written: {error.strerror or error}: {remedy_of(error)}") from error
     return lock
+
+
+def require_in_place(folder: Path, before: os.stat_result) -> None:
+    """Raise RunFailed where `folder` is no longer the one of `before`: what is written there would be lost."""
+    try:
+        there = os.path.samestat(folder.stat(), before)
+    except OSError:
+        there = False
+    if not there:
+        raise RunFailed(
+            f"{folder} was removed, moved or replaced while a run was at work in it: put it back and go on with "
+            "--resume, or begin anew in another folder"
+        )

@@ -17,12 +17,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from rlhf_env.errors import DiskRefused
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.trackers.json_lines import drop_half_line
 from rlhf_env.settings import Whole, settings
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, Score, Tokenizer
-from rlhf_env.whole_files import write_whole
+from rlhf_env.whole_files import WAY_ON, refused, write_whole
 
 TEXTS_FILE = "texts.jsonl"
 Occasion = Literal["evaluation", "rollout"]
@@ -86,10 +85,7 @@ class RecordedTexts:
             with self._file.open("a", encoding="ascii") as stream:
                 stream.write((_head(1) if new else "") + "".join(lines))
         except OSError as error:
-            raise DiskRefused(
-                f"cannot write {self._file}: {error.strerror or error}. The last checkpoint is whole: make room, then "
-                "go on with --resume"
-            ) from error
+            raise refused(str(self._file), error, *WAY_ON, self._file.parent) from error
         self._there.add((source, update))
         while self._file.stat().st_size > self._limit:
             self._stride *= 2

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 import tomllib
 import warnings
@@ -27,7 +28,7 @@ from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import as_recorded, led_from, mark_of
 from rlhf_env.learning.data_of_runs import changed_data
-from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.folder_lock import hold, require_in_place
 from rlhf_env.learning.provenance import library_sha256, processor_family
 from rlhf_env.learning.recorded_texts import TEXTS_FILE, RecordedTexts
 from rlhf_env.learning.run_record import as_logged, config_hash, hashes_before, read_metrics, readable_record, versions
@@ -99,6 +100,7 @@ class RunFolder:
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
         self._lock: IO[str] | None = None
+        self._place: os.stat_result | None = None
         self._metrics: JsonLines | None = None
         self._megabytes_of_texts = megabytes_of_texts
         self.texts: RecordedTexts | None = None
@@ -109,6 +111,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         self._lock = hold(self.path)
         try:
+            self._place = self.path.stat()
             self._refuse_what_ran_here()
             self._refuse_lost_rows()
             self._start_trackers()  # before anything is written: they may not be able to start
@@ -266,8 +269,9 @@ class RunFolder:
 
         Raises DiskRefused; half a line is never read back.
         """
-        if self._metrics is None:
+        if self._metrics is None or self._place is None:
             raise RuntimeError("the run folder is not open")
+        require_in_place(self.path, self._place)
         clean = as_logged(row)
         self._metrics.log(clean)
         for name, tracker in list(self._trackers.items()):
@@ -291,6 +295,8 @@ class RunFolder:
 
         `hardware` is `Engine.hardware`, on which the state came about.
         """
+        if self._place is not None:
+            require_in_place(self.path, self._place)
         if self._metrics is not None:
             self._metrics.sync()
         if self.texts is not None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from rlhf_env.errors import RlhfEnvError
@@ -56,3 +57,23 @@ def catch_signals(*, with_launcher: bool = False) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are spawned inside do not hear Ctrl-C, which a terminal sends to all, until they `hear_ctrl_c`.
+
+    One that comes while a process still imports would end it with a traceback. What comes to this process inside is
+    heard at the end.
+    """
+    resource_tracker.ensure_running()  # it comes with the first process that is spawned, and unblocks the signal then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_ctrl_c() -> None:
+    """Raises KeyboardInterrupt where it came while this process could not hear it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

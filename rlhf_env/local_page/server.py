@@ -96,13 +96,14 @@ def serve_page(
             timeout_keep_alive=5,
             timeout_graceful_shutdown=5,
         )
-        announce(port)
         server = uvicorn.Server(settings)
-        if until is not None:
-            threading.Thread(target=_end_when, args=(server, until), daemon=True).start()
         serving = server.serve(sockets=[listening])
         try:
             with asyncio.Runner() as runner:
+                runner.get_loop()  # whoever stops it as soon as it is announced would stop it half made
+                announce(port)
+                if until is not None:
+                    threading.Thread(target=_end_when, args=(server, until), daemon=True).start()
                 runner.run(serving)
         finally:
             serving.close()  # stopped before it began, it would be complained about as never awaited

@@ -30,7 +30,7 @@ from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.learning.run_record import versions
-from rlhf_env.learning.signals import Interrupted
+from rlhf_env.learning.signals import Interrupted, deaf_to_ctrl_c, hear_ctrl_c
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.policies.language_model import LanguageModel
@@ -206,7 +206,8 @@ def _judge_alongside(recipe: Recipe, tokenizer: FileTokenizer, work: Path) -> It
     """
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=_teach_quietly, args=(recipe, tokenizer, work, torch.get_num_threads()))
-    child.start()
+    with deaf_to_ctrl_c():
+        child.start()
     try:
         yield
     except BaseException:
@@ -219,8 +220,9 @@ def _judge_alongside(recipe: Recipe, tokenizer: FileTokenizer, work: Path) -> It
 def _teach_quietly(recipe: Recipe, tokenizer: FileTokenizer, work: Path, threads: int) -> None:
     from rlhf_env.learning.devices import set_threads
 
-    set_threads(threads)
-    with suppress(Interrupted):  # Ctrl-C reaches both processes: the other one says so
+    with suppress(Interrupted, KeyboardInterrupt):  # Ctrl-C reaches both processes: the other one says so
+        hear_ctrl_c()
+        set_threads(threads)
         _teach("judge", recipe, tokenizer, work, Console(quiet=True))
 
 

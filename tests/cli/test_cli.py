@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -551,3 +552,11 @@ def test_what_is_printed_for_programs_is_strict_json() -> None:
     """`echo_json` writes null for NaN; `json.dumps` writes NaN, which is no JSON."""
     sources = {file.name: file.read_text() for file in Path(cli.__file__).parent.glob("*.py")}
     assert [name for name, source in sources.items() if "echo(json.dumps" in source] == []
+
+
+def test_what_a_terminal_cannot_say_is_escaped() -> None:
+    """A table with a dash in it ended in a traceback under LANG=C or PYTHONIOENCODING=ascii."""
+    words = "from rlhf_env.cli import main; main._have_streams(); print('0.1\\u20130.2')"
+    told = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run([sys.executable, "-c", words], env=told, capture_output=True, timeout=300, check=True)
+    assert ended.stdout == b"0.1\\u20130.2\n"

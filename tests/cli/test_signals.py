@@ -90,6 +90,27 @@ def test_a_command_that_keeps_nothing_only_stops(number: signal.Signals) -> None
     assert (ended.status, ended.stderr) == (128 + number, "rlhf-env: stopped\n")
 
 
+@SIGNALS
+def test_a_signal_that_comes_while_python_cleans_up_is_heard_nevertheless(number: signal.Signals) -> None:
+    """Exceptions in a `__del__` are thrown away: Ctrl-C and SIGTERM were, now and then, and the command went on."""
+
+    class CleansUp:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+
+    def work(_seeds: object) -> None:
+        CleansUp()
+        time.sleep(20)
+        raise AssertionError("not reached")
+
+    def before() -> None:
+        import_module("rlhf_env.lab.studies.exact.agents").reach = work  # type: ignore[attr-defined]
+
+    ended = rlhf_env("lab", "agents", before=before)
+    assert (ended.status, ended.stderr) == (128 + number, "rlhf-env: stopped\n")
+
+
 def after_calls(count: int, of: Callable[..., Any], number: signal.Signals) -> Callable[..., Any]:
     """`of`, until it has been called so often: then the signal."""
     calls = 0

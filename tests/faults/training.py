@@ -224,7 +224,7 @@ def no_room_for_a_row(folder: Path) -> None:
         RunFolder.log = limited_log  # type: ignore[method-assign]
 
     ended = trial.train(before=limit_in_a_row)
-    named(ended, 3, "cannot write the metrics", str(trial.run), "--resume")
+    named(ended, 3, "metrics.jsonl cannot be written", str(trial.run), "--resume")
     assert not (trial.run / "metrics.jsonl").read_bytes().endswith(b"\n"), "the row was to be cut in half"
     assert [row["update"] for row in read_metrics(trial.run)] == [0, 1, 2, 3]
     trial.resume()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -120,3 +122,12 @@ def test_a_worker_that_does_not_end_when_told_is_killed(tmp_path: Path, monkeypa
     crew._workers.append(worker)  # type: ignore[attr-defined]
     crew.close()
     assert worker.process.exitcode == -9
+
+
+def test_ctrl_c_while_a_worker_still_imports_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    """The terminal sends it to all, and the one in front says what there is to say."""
+    worker = processes._start_worker()
+    os.kill(worker.process.pid or 0, signal.SIGINT)
+    worker.process.join(60)
+    assert (worker.process.exitcode, capfd.readouterr().err) == (0, "")
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()), "this process hears it as before"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.learning.run_record import read_metrics
 
@@ -52,6 +52,30 @@ def test_a_refused_folder_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lr"):
         refused.__enter__()
     with run_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_gone_under_a_run_ends_it_with_a_remedy(tmp_path: Path, replaced: bool) -> None:
+    """What is written after that would be in no folder, or in somebody else's."""
+    for write in ("log", "save"):
+        place = tmp_path / f"{write} {replaced}"
+        with run_folder(place) as run:
+            place.rename(tmp_path / f"moved {write}")
+            if replaced:
+                place.mkdir()
+            with pytest.raises(RunFailed, match=r"was removed, moved or replaced .*: put it back and go on") as ended:
+                run.log({"update": 1}) if write == "log" else run.save(1, {}, 1)
+        assert ended.value.exit_code == 3
+        assert place.exists() == replaced, "nothing is written in its place"
+
+
+def test_a_link_to_nowhere_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "unplugged")
+    with (
+        pytest.raises(ConfigError, match=r"run is a link to .*unplugged, which is not there"),
+        run_folder(tmp_path / "run"),
+    ):
         pass
 
 

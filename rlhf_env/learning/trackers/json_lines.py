@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf_env.errors import DiskRefused
 from rlhf_env.learning.tracking import LoggedRow
 from rlhf_env.types import JsonObject
-from rlhf_env.whole_files import write_whole
+from rlhf_env.whole_files import WAY_ON, refused, write_whole
 
 
 class JsonLines:
@@ -48,10 +48,7 @@ class JsonLines:
         self._stream.close()
 
     def _refused(self, error: OSError) -> DiskRefused:
-        return DiskRefused(
-            f"cannot write the metrics of {self._file.parent}: {error.strerror or error}. The last checkpoint is "
-            "whole: make room, then go on with --resume"
-        )
+        return refused(str(self._file), error, *WAY_ON, self._file.parent)
 
 
 def rows_of(file: Path) -> tuple[list[JsonObject], list[int]]:

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlhf_env.errors import DiskRefused
 from rlhf_env.learning.tracking import Histogram, LoggedRow, bin_edges, drawn, histograms, numbers, update_of
+from rlhf_env.whole_files import WAY_ON, refused
 
 
 class TensorBoard:
@@ -63,10 +64,7 @@ class TensorBoard:
         return self._opened
 
     def _refused(self, error: OSError) -> DiskRefused:
-        return DiskRefused(
-            f"{self._folder} cannot be written: {error.strerror or error}. The last checkpoint is whole: make room, "
-            "then go on with --resume"
-        )
+        return refused(str(self._folder), error, *WAY_ON, self._folder.parent)
 
 
 def _drawn_histogram(key: str, histogram: Histogram) -> Any:
