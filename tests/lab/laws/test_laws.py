@@ -143,27 +143,28 @@ def test_the_readme_has_the_numbers_of_the_shipped_model_s_laws() -> None:
     found = {one["name"]: one for one in SHIPPED if one["name"].startswith("study-")}
     needed = [one["analysis"]["needed"] for one in found.values()]
     (pilot,) = {len(one["analysis"]["pilot"]) for one in found.values()}
-    assert f"{min(needed)} to {max(needed)} seeds, by what a pilot of {'four' if pilot == 4 else pilot} says" in readme
+    assert f"{min(needed)} to {max(needed)} seeds, by a pilot of {'four' if pilot == 4 else pilot})" in readme
     waiting = []
     for one in found.values():
         if one["verdict"] == "not run yet":
             waiting.append(one["analysis"]["seeds"])
             continue
         numbers = "{value:.2f}, {low:.2f} to {high:.2f}".format(**one["effect"])
-        after = f"; some {one['would_decide']} seeds" if one["would_decide"] else f", {len(one['effects'])} seeds)"
+        after = f"; about {one['would_decide']} seeds" if one["would_decide"] else f", {len(one['effects'])} seeds)"
         assert f"({numbers}{after}" in readme, one["name"]
     assert not waiting or f"**not run yet**: {' and '.join(map(str, waiting))} seeds" in readme
+    assert waiting or "not run yet" not in readme
 
 
 def test_the_readme_has_the_verdicts_of_the_exact_worlds() -> None:
     """Which of the five effects were seen there, and where the law of entropy holds."""
     found = {one["name"]: one for one in SHIPPED}
     readme = " ".join((Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split())
-    assert "There, more labels, a larger proxy and fewer wrong labels do move the peak outwards" in readme
+    assert "**In exact worlds**, more labels, a larger proxy and fewer wrong labels do move the peak outwards" in readme
     assert {found[name]["verdict"] for name in ("more-labels", "larger-proxy", "label-noise")} == {"confirmed"}
     assert "both kinds of ensemble stay inconclusive" in readme
     assert {found[name]["verdict"] for name in ("worst-case", "uncertainty")} == {"inconclusive"}
-    assert "to an R² of 0.95 where one answer in ten is right (it is where three in ten are)" in readme
+    assert "with an R² of 0.95 where one answer in ten is right (it does where three in ten are)" in readme
     entropy = found["entropy-reward"]
     assert (entropy["at"], entropy["verdict"]) == (0.1, "refuted") and "less 0.95" in entropy["prediction"]
     assert {it["at"]: it["verdict"] for it in entropy["places"]}[0.3] == "confirmed"
