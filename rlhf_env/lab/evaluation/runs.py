@@ -448,7 +448,11 @@ def load_run(
 
 def _read_back(workplace: Workplace, folder: Path) -> Run:
     file = folder / EVALUATION_FILE
-    ended = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass")) if file.exists() else {}
+    try:
+        ended = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass")) if file.exists() else {}
+    except ValueError as error:
+        said = f"{file} is damaged ({error}): put it back, or remove it: train --resume writes it anew"
+        raise DataError(said) from error
     if ended.get("update", workplace.setup.spending.updates) != workplace.setup.spending.updates:
         ended = {}  # of another checkpoint than the one that was read
     return Run(

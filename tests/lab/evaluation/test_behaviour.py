@@ -366,6 +366,15 @@ def test_an_untrained_agent_is_its_reference(tmp_path: Path, toy: dict[str, Any]
     assert not found.phrases
 
 
+def test_a_damaged_evaluation_is_one_line(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    (copy / "evaluation.json").write_text("{")
+    with pytest.raises(DataError, match=r"evaluation\.json is damaged .*: put it back, or remove it"):
+        load_run(copy)
+
+
 def test_an_earlier_checkpoint_stands_in_for_a_damaged_one(trained: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -373,7 +382,7 @@ def test_an_earlier_checkpoint_stands_in_for_a_damaged_one(trained: Path, tmp_pa
     (copy / "checkpoints" / "step-00000015" / "state.json").write_text("{}")
     assert load_run(copy).update == 10
     (copy / "checkpoints" / "step-00000010" / "state.json").unlink()
-    with pytest.raises(DataError, match=r"no valid checkpoint is left; .*is missing; .*is damaged"):
+    with pytest.raises(DataError, match=r"no valid checkpoint is left: .*; .*is missing; .*is damaged"):
         load_run(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(DataError, match="has no checkpoint yet"):
