@@ -233,7 +233,7 @@ def asking(agent: Agent, method: str) -> AbstractContextManager[None]:
     return naming_who_raised(f"{called(agent)}: {method}()")
 
 
-def state_of(agent: Agent) -> State:
+def agent_state(agent: Agent) -> State:
     """What the agent keeps in a checkpoint."""
     with asking(agent, "state_dict"):
         return agent.state_dict()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed, WriterFailed
-from rlhf_env.learning.agent import Agent, Metrics, asking, called, does_not_fit, give_back, state_of
+from rlhf_env.learning.agent import Agent, Metrics, agent_state, asking, called, does_not_fit, give_back
 from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
@@ -95,7 +95,7 @@ def train(
     reason: str | None = None
 
     def state() -> JsonObject:
-        content = {"agent": state_of(agent), "source": source.state_dict(), "spending": spending.as_dict()}
+        content = {"agent": agent_state(agent), "source": source.state_dict(), "spending": spending.as_dict()}
         return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, StoppingRule) else {})
 
     def whole(content: JsonView) -> JsonView:

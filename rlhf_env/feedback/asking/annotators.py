@@ -61,7 +61,9 @@ class Judges(Protocol):
         """The answer to one item of the kind."""
 
 
-def answers_of(annotator: Annotator, method: str, asked: Sequence[object], rng: np.random.Generator) -> Sequence[Any]:
+def answers_to_each(
+    annotator: Annotator, method: str, asked: Sequence[object], rng: np.random.Generator
+) -> Sequence[Any]:
     """An annotator's answer to each of `asked`. Raises RunFailed where it raises, or has not one answer for each."""
     who = f"the annotator {annotator.name!r}: {method}()"
     with naming_who_raised(who):

@@ -26,7 +26,7 @@ from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.equal_texts import EqualTexts
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
-from rlhf_env.learning.agent import Agent, Around, Decision, asking, state_of, traits
+from rlhf_env.learning.agent import Agent, Around, Decision, agent_state, asking, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.recorded_texts import recorded_text
 from rlhf_env.learning.rollout import Rollout
@@ -213,7 +213,7 @@ class Evaluator:
         streams = [policy.sampling_state() for policy in policies]
         writer = self._redrawn(agent)
         equal = EqualTexts.of(self.workplace)
-        state = state_of(agent)  # some draw from streams of their own
+        state = agent_state(agent)  # some draw from streams of their own
         spent = setup.spending.as_dict()
         for policy in policies:
             policy.reseed(seed)
