@@ -189,7 +189,10 @@ def test_one_that_hangs_is_killed_and_replaced_and_only_its_text_skipped() -> No
 @pytest.mark.parametrize(
     ("do", "says"),
     [
-        ("raise", r" raised ZeroDivisionError: a bad day for episode 0 of 0\.\.2 \(prompt "),
+        (
+            "raise",
+            r" raised ZeroDivisionError: a bad day \(.*users_rewards\.py, line \d+\) for episode 0 of 0\.\.2 \(prompt ",
+        ),
         ("die", r" died: its process \d+ was killed by SIGKILL, when it was to score 3 episodes"),
         ("exit", r" died: its process \d+ ended with status 7"),
         ("grab", r" raised MemoryError"),

@@ -61,13 +61,13 @@ class Judges(Protocol):
         """The answer to one item of the kind."""
 
 
-def asked_answers(
+def answers_to_each(
     annotator: Annotator, method: str, asked: Sequence[object], rng: np.random.Generator
 ) -> Sequence[Any]:
     """An annotator's answer to each of `asked`. Raises RunFailed where it raises, or has not one answer for each."""
     who = f"the annotator {annotator.name!r}: {method}()"
     with naming_who_raised(who):
-        answers = getattr(annotator, method)(asked, rng)
+        answers: object = getattr(annotator, method)(asked, rng)
     if not isinstance(answers, (list, tuple, np.ndarray)):
         raise RunFailed(f"{who} gave {type_in_words(answers)}: a list with one answer for each question is needed")
     if len(answers) != len(asked):

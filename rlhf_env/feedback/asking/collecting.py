@@ -19,7 +19,7 @@ from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates, asked_answers
+from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates, answers_to_each
 from rlhf_env.feedback.asking.pairs import Authored
 from rlhf_env.feedback.interchange.files import located_rows
 from rlhf_env.feedback.interchange.gathering import UnknownFields, gathered
@@ -194,11 +194,11 @@ def judge_items(store: PreferenceStore, annotator: Annotator, rng: np.random.Gen
 def _answer(annotator: Annotator, item: Item, episodes: Sequence[Episode], rng: np.random.Generator) -> object:
     match kind_named(item.kind).simulation:
         case "compare":
-            return asked_answers(annotator, "compare", [(episodes[0], episodes[1])], rng)[0]
+            return answers_to_each(annotator, "compare", [(episodes[0], episodes[1])], rng)[0]
         case "rank" if isinstance(annotator, Ranks):
-            return asked_answers(annotator, "rank", [episodes], rng)[0]
+            return answers_to_each(annotator, "rank", [episodes], rng)[0]
         case "rate" if isinstance(annotator, Rates):
-            return asked_answers(annotator, "rate", episodes, rng)[0]
+            return answers_to_each(annotator, "rate", episodes, rng)[0]
         case "judge" if isinstance(annotator, Judges):
             with naming_who_raised(f"the annotator {annotator.name!r}: judge()"):
                 return annotator.judge(item.kind, episodes, rng)

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.asking.annotators import Annotator, asked_answers
+from rlhf_env.feedback.asking.annotators import Annotator, answers_to_each
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -48,7 +48,7 @@ def collect_pairs(
         for i in rng.permutation(len(possible))[:count]:
             first, second = possible[i]
             shown.append((first, second) if rng.random() < 0.5 else (second, first))
-    verdicts = asked_answers(annotator, "compare", [(first[0], second[0]) for first, second in shown], rng)
+    verdicts = answers_to_each(annotator, "compare", [(first[0], second[0]) for first, second in shown], rng)
     comparisons = [
         Comparison(
             prompt=first[0].prompt,
