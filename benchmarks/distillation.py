@@ -19,6 +19,7 @@ answer, over its tokens.
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import tempfile
 import time
@@ -86,6 +87,7 @@ class Trials:
 
     def run(self, table: Mapping[str, Any]) -> tuple[Run, str]:
         """What a run measured, and its folder: a model."""
+        gc.collect()  # the models of the run before, which refer to each other, would be held beside this one's
         self.runs += 1
         out = self.scratch / f"run-{self.runs}"
         experiment = Experiment.from_table(dict(table), folder=self.folder)
