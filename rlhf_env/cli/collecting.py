@@ -84,8 +84,7 @@ def _read(store: Path, file: Path, human: str) -> None:
 
     responses = read_responses(file, Author("human", human) if human else None)
     with PreferenceStore(store) as opened:
-        for prompt, response in responses:
-            opened.add_response(prompt, response)
+        opened.add_responses(responses)
     typer.echo(f"{len(responses):,} responses are in {store}")
     _to_be_asked(store)
 

@@ -114,9 +114,8 @@ def write_into(
     answers = tokens = 0
     with stage(console, "The model answers") as tell:
         for batch in writing.batches(progress):
-            for episode in batch.episodes:
-                store.add_response(episode.prompt, Response.from_episode(episode, batch.author))
-                tokens += len(episode.response_ids)
+            store.add_responses((it.prompt, Response.from_episode(it, batch.author)) for it in batch.episodes)
+            tokens += sum(len(it.response_ids) for it in batch.episodes)
             answers += len(batch.episodes)
             progress.note(batch, policy)
             tell(

@@ -92,6 +92,14 @@ class Records(Database):
         with self._writing():
             self._keep(prompt, responses)
 
+    def add_responses(self, written: Iterable[tuple[Prompt, Response]]) -> None:
+        """The same of many, each with its prompt: all of them, or none when one fails."""
+        written = list(written)
+        findings.refuse(*(problem for prompt, _ in written for problem in prompt_problems(prompt)))
+        with self._writing():
+            for prompt, response in written:
+                self._keep(prompt, (response,))
+
     def add(self, *batches: Iterable[Judgement | Preference], origin: Origin = "unknown") -> int:
         """Keep judgements with their prompts, responses and annotators: all of them, or none when one fails.
 

@@ -103,6 +103,23 @@ def test_responses_that_differ_only_in_ids_or_author_are_two(path: Path) -> None
         assert [response for _, response in store.responses()] == [cut, ended, Response("yes", PERSON)]
 
 
+def test_responses_are_kept_all_or_none(path: Path) -> None:
+    given = comparison(0)
+
+    def written() -> Any:
+        yield given.prompt, given.first
+        yield given.prompt, given.second
+
+    with PreferenceStore(path) as store:
+        with pytest.raises(DataError):
+            store.add_responses([(given.prompt, given.first), (Prompt("", "no name"), given.second)])
+        assert store.counts().responses == 0
+        store.add_responses(written())
+        assert [response for _, response in store.responses()] == [given.first, given.second]
+        store.add_responses(written())
+        assert store.counts().responses == 2
+
+
 def test_a_failing_judgement_takes_the_whole_call_with_it(path: Path) -> None:
     def judgements() -> Any:
         yield comparison(0)
