@@ -424,15 +424,15 @@ def load_run(
     if newest is None and (damaged := checkpoints.survey(folder / "checkpoints")[1]):
         left = [problem for problems in reversed(damaged.values()) for problem in problems]
         raise DataError(f"{folder}: no valid checkpoint is left: put one back, or train it anew", *left)
+    if newest is not None and newest[2].get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
+        raise DataError(f"{described} is not what {newest[0]} was trained with: it was changed; put it back")
     with needing_first_model(folder, experiment.policy):
         workplace = build(experiment)
     if newest is None:
         if traits(workplace.agent).trains:
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
         return _read_back(workplace, folder)
-    read_from, state, manifest = newest
-    if manifest.get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
-        raise DataError(f"{described} is not what {read_from} was trained with: it was changed; put it back")
+    state = newest[1]
     reference = workplace.setup.reference
     if isinstance(reference, LanguageModel) and reference.adapted:
         require_begun_with(folder, experiment.policy, all_weights(reference))

@@ -400,6 +400,9 @@ def test_a_changed_experiment_is_refused(trained: Path, tmp_path: Path) -> None:
     (copy / "experiment.toml").write_text(text.replace("max_new_tokens = 8", "max_new_tokens = 9"))
     with pytest.raises(DataError, match="it was changed"):
         load_run(copy)
+    (copy / "experiment.toml").write_text("")  # cut off: no model can be built of it
+    with pytest.raises(DataError, match="it was changed"):
+        load_run(copy)
 
 
 def test_the_command(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
