@@ -47,6 +47,7 @@ _turn = threading.RLock()  # sys.path is everybody's
 _loading: list[Path] = []  # the files that are being imported, the innermost last
 _ours: dict[str, ModuleType] = {}  # by module name, what was imported here
 _neighbours: dict[str, dict[str, str]] = {}  # by module name, the files of what they imported from beside them
+_OURSELVES = ("rlhf_env", "rlhf_agents", "rlhf_rewards")
 _of_plugins: set[Path] = set()  # the files, and the folders of packages, of plugins by name
 
 
@@ -209,7 +210,9 @@ def load_code(code: OwnCode) -> object:
 def is_of_plugin(target: object) -> None:
     """Note whose code a registered plugin is, so that `raised_at` knows its lines: its file's, or its package's."""
     module = sys.modules.get(getattr(target, "__module__", None) or "")
-    top = sys.modules.get(module.__name__.partition(".")[0]) if module is not None else None
+    if module is None or module.__name__.partition(".")[0] in _OURSELVES:
+        return  # of our own, under another name
+    top = sys.modules.get(module.__name__.partition(".")[0])
     if file := getattr(top if hasattr(top, "__path__") else module, "__file__", None):
         path = Path(file)
         _of_plugins.add(path.parent if path.name == "__init__.py" else path)

@@ -27,6 +27,7 @@ def load_causal_lm(
     attention that cannot be had here.
     """
     from huggingface_hub import constants
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = Path(assets.resolve(str(name))).expanduser()
@@ -51,6 +52,9 @@ def load_causal_lm(
         raise
     except Exception as problem:  # the library, its checks of configurations and the network raise many kinds
         why = (str(problem).strip() or type(problem).__name__).split("\n")[0]
+        if local and isinstance(problem, SafetensorError):
+            for file in sorted(folder.glob("*.safetensors")):
+                _require_whole(file)
         if "mismatched_sizes" in why:
             why = "some of its weights have other shapes than config.json says: these files are of two models"
         if not local and constants.HF_HUB_OFFLINE:
@@ -211,8 +215,6 @@ def _check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         remedy = " (pickled weights are not read: save them as safetensors)" if any(folder.glob("*.bin")) else ""
         raise DataError(f"model {str(folder)!r}: the weights, *.safetensors, are missing{remedy}")
-    for file in sorted(folder.glob("*.safetensors")):
-        _require_whole(file)
 
 
 def _require_whole(file: Path) -> None:

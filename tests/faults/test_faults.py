@@ -58,7 +58,7 @@ def test_the_matrix_has_every_agent_that_trains() -> None:
 
 def test_the_readme_counts_faults_and_kinds_of_moment() -> None:
     readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
-    assert f"`make faults` injects {len(FAULTS)} faults for real" in readme
+    assert f"`make faults` injects {len(FAULTS)} real faults" in readme
     assert f"({len(FAULTS)} of {len(FAULTS)} survived)" in readme
     # Three cuts are within the writing of a rollout; and where groups without a difference are drawn again, two updates
     # have no gradient step, and one draws no prompts. `applicable` counts the same, by a run of each case.

@@ -172,7 +172,12 @@ experiment(
 experiment(
     "too many texts", "num_envs = 8", "num_envs = 4_000_000_000_000", "num_envs must be from 1 to 1,048,576, got 4"
 )
-experiment("too many tokens", TEXTS, "max_new_tokens = 1_000_000\nnum_envs = 1_000_000\n#", "Cannot overwrite a value")
+experiment(
+    "too many tokens",
+    TEXTS,
+    "max_new_tokens = 1_000_000\nnum_envs = 1_000_000\n#",
+    "environment.num_envs is set a second time, first on line 11",
+)
 experiment("a view", TEXTS, f'{TEXTS}\nview = "words"', "environment: view must be one of 'response', 'token', got")
 experiment(
     "an action_length", TEXTS, f"{TEXTS}\naction_length = 9", "action_length must be at most 4 (max_new_tokens), got"

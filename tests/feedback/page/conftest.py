@@ -144,19 +144,23 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.Abstrac
     def served(path: Path, **settings: Any) -> Iterator[str]:
         servers: list[uvicorn.Server] = []
         links: list[str] = []
-        ready = threading.Event()
+        announced = threading.Event()
         serve = uvicorn.Server.serve
 
         def kept(it: uvicorn.Server, **arguments: Any) -> Coroutine[Any, Any, None]:
             servers.append(it)
-            ready.set()
             return serve(it, **arguments)
 
         monkeypatch.setattr(uvicorn.Server, "serve", kept)
         config = PageConfig(store=path, **settings)
-        thread = threading.Thread(target=server.serve, args=(config, lambda *both: links.extend(both)))
+
+        def announce(*both: str) -> None:
+            links.extend(both)
+            announced.set()
+
+        thread = threading.Thread(target=server.serve, args=(config, announce))
         thread.start()
-        assert ready.wait(300)
+        assert announced.wait(300)
         judge, results = links
         assert judge.partition("/#token=")[2] == Keys.of(path).token
         assert results.partition("/results#token=")[2] == Keys.of(path).owner
