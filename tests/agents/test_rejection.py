@@ -146,7 +146,7 @@ def test_with_kl_it_circles_the_optimum_of_the_objective(rate: float) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_learns(assert_learns, seed: int) -> None:
-    assert_learns(rejection, seed)
+    assert_learns(rejection, seed, updates=40)
 
 
 def test_it_resumes(assert_resumes) -> None:

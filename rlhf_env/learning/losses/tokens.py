@@ -170,6 +170,9 @@ def sapo_loss(
     return -(4.0 / temperature) * torch.sigmoid(temperature * (ratio - 1.0)) * tokens.advantages
 
 
+_ROUNDING = 1e-9
+
+
 def tokens_of_high_covariance(
     tokens: TokenBatch,
     *,
@@ -189,8 +192,9 @@ def tokens_of_high_covariance(
     logprobs, count = tokens.logprobs.detach(), int(tokens.actions.sum())
     apart = (advantages - masked_mean(advantages, tokens.actions)) * (logprobs - masked_mean(logprobs, tokens.actions))
     ratio, high = tokens.log_ratio.detach().exp(), clip if clip_high is None else clip_high
-    held = ((ratio > 1.0 + (high or math.inf)) & (advantages > 0)) | (
-        (ratio < 1.0 - (clip or math.inf)) & (advantages < 0)
+    # The mean of a group's rewards rounds: an advantage of 0 may come out as 1e-17 or -1e-17, by the order of the sum.
+    held = ((ratio > 1.0 + (high or math.inf)) & (advantages > _ROUNDING)) | (
+        (ratio < 1.0 - (clip or math.inf)) & (advantages < -_ROUNDING)
     )
     return tokens.actions & (apart > lowest) & (apart < highest) & ~held, max(int(share * count), 1)
 
