@@ -293,3 +293,11 @@ def test_where_an_error_was_raised() -> None:
         load_code(OwnCode("polite.py:polite"))(completions=[""])  # type: ignore[operator]
     assert own_code.raised_at(raised.value) == "polite.py, line 2"
     assert own_code.raised_at(ValueError()) == ""
+
+
+def test_what_is_our_own_under_another_name_is_nobody_s_plugin() -> None:
+    """A built-in that somebody registers again would have every error of this library named as the plugin's."""
+    own_code.is_of_plugin(OwnCode)
+    with pytest.raises(ConfigError) as raised:
+        load_code(OwnCode("no such form"))
+    assert own_code.raised_at(raised.value) == ""

@@ -37,7 +37,7 @@ def has_packed(weight: Tensor) -> bool:
     """Whether oneDNN reads weights like this one fastest from blocks of its own: in float32, and in bfloat16 where the
     processor multiplies that."""
     if weight.dtype == torch.bfloat16:
-        return _has_mkldnn() and weight.device.type == "cpu" and multiplies_bfloat16()
+        return has_mkldnn() and weight.device.type == "cpu" and multiplies_bfloat16()
     return _is_float32_on_cpu(weight) and (weight.numel() >= LARGE_FOR_MKL or not mkl_is_quick())
 
 
@@ -48,10 +48,11 @@ def mkl_is_quick() -> bool:
 
 
 def _is_float32_on_cpu(like: Tensor) -> bool:
-    return _has_mkldnn() and like.dtype == torch.float32 and like.device.type == "cpu"
+    return has_mkldnn() and like.dtype == torch.float32 and like.device.type == "cpu"
 
 
-def _has_mkldnn() -> bool:
+def has_mkldnn() -> bool:
+    """Whether torch was built with oneDNN."""
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, Problem
-from rlhf_env.policies.linear import has_packed
+from rlhf_env.policies.linear import has_mkldnn, has_packed
 from rlhf_env.policies.policy import TextWriter
 from rlhf_env.policies.untyped import HFModel
 
@@ -284,8 +284,7 @@ class HasWriter(Protocol):
 
 def has_int8() -> bool:
     """Whether this processor multiplies in 8 bits (VNNI), and torch knows how to use it."""
-    built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return built_in and bool(torch.cpu._is_vnni_supported())
+    return has_mkldnn() and bool(torch.cpu._is_vnni_supported())
 
 
 def has_bfloat16() -> bool:
