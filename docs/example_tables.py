@@ -28,6 +28,7 @@ import loop
 import run
 
 from rlhf_env.feedback.kinds import Comparison
+from rlhf_env.feedback.page.shown import without_markers
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.statistics import Estimate
 
@@ -105,7 +106,8 @@ def _responses(folder: Path) -> list[dict[str, str]]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split())
+    """On one line, without the marks that are for the model: as who judged it read it."""
+    return " ".join(without_markers(text).split())
 
 
 # ---------------------------------------------------------------- what the pages say of it
@@ -134,9 +136,8 @@ def _of_the_loop(known: Mapping[str, Any]) -> Iterator[Said]:
     seconds = known["processor_minutes"] * 60 / len(loops)
     at_the_page = sum(it.at_the_page for it in loops) / len(loops)
     took = f"takes about {seconds:.0f} seconds of processor time, and some {at_the_page:.0f} in which the person reads"
-    reply, times = known["replies"]["most"]["cheerful"]
-    often = "soon hears little but" if 2 * times > loops[0].pairs else "often hears"
-    yield Said(README, printed, [bar, took, f'*cheerful* {often} "{reply}"'])
+    reply, _ = known["replies"]["most"]["cheerful"]
+    yield Said(README, printed, [bar, took, f'what *cheerful* hears most is "{reply}"'])
     tastes = ("curious", "cheerful")
     heads = ("Prompt", "Shipped model", *(f"Trained by *{taste}*" for taste in tastes))
     rows = [[it[key] for key in ("prompt", "shipped", *tastes)] for it in known["replies"]["first"]]

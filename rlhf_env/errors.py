@@ -136,10 +136,13 @@ class DiskRefused(RunFailed):
     """A file cannot be written, because the disk is full, for example. The earlier files are whole."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: `": did you mean 'grpo'? Known: dpo, grpo, ppo"`."""
+def did_you_mean(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """The end of a message about an unknown name: `": did you mean 'grpo'? Known: dpo, grpo, ppo"`.
+
+    Names in `also` would be taken too and are guessed at; there are too many of them to be listed.
+    """
     names: Sequence[str] = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, sorted({*names, *also}), n=1, cutoff=0.5)
     guess = f": did you mean {near[0]!r}?" if near else "."
     return f"{guess} Known: {', '.join(names) or 'none'}"
 

@@ -3,8 +3,8 @@
     python tests/same_questions.py            # all of them (several minutes)
     python tests/same_questions.py knight_swap
 
-The suite compares the defaults; this compares levels 0 and 3 as well. Each data set that differs is named, and the exit
-status is 1: it belongs into `UNSTEADY` of rlhf_env/envs/reasoning_gym_task.py.
+The suite compares a sample of the defaults; this compares all of them, and levels 0 and 3 as well. Each data set that
+differs is named, and the exit status is 1: it belongs into `UNSTEADY` of rlhf_env/envs/reasoning_gym_task.py.
 """
 
 from __future__ import annotations

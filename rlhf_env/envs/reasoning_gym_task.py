@@ -38,8 +38,8 @@ from rlhf_env.types import Episode, JsonObject, JsonView, Prompt, ResetOptions
 
 _NOT_A_NUMBER = re.compile(r"\bnan\b", re.IGNORECASE)
 _SET_ASIDE = 0.25
-# Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (a test compares all data sets,
-# and their levels, in processes with different hash seeds).
+# Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (`make same-questions` compares
+# all data sets, and their levels, in processes with different hash seeds).
 UNSTEADY = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 ) | {

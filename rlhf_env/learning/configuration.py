@@ -14,6 +14,9 @@ from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
 
+# Names that a message lists with those of the tables inside; an experiment has twice as many, which nobody would read.
+_LISTED = 30
+
 
 def from_table(cls: type[_T], table: JsonView, where: str) -> _T:
     """Build the dataclass `cls` from `table`; `where` begins each message, as in "[agent] lr: ...".
@@ -64,7 +67,8 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
         elif key in lifted:
             tables.setdefault(lifted[key], {})[key] = value
         else:
-            note(Problem(f"no setting {key!r}{did_you_mean(key, [*fields, *lifted])}", (key,)))
+            listed = [*fields, *lifted] if len(fields) + len(lifted) <= _LISTED else fields
+            note(Problem(f"no setting {key!r}{did_you_mean(key, listed, lifted)}", (key,)))
     for name, inner_table in tables.items():
         default = next(f for f in dataclasses.fields(cls) if f.name == name)
         base = dataclasses.MISSING if default.metadata.get("whole") else _default_of(default)

@@ -58,7 +58,7 @@ class Responses:
     prompts: AtLeastOne = 1000
     """How many prompts of the task, from the first one on."""
     temperatures: Annotated[tuple[Positive, ...], MinLen(1)] = (0.7, 1.0, 1.4)
-    """Each prompt is answered at each of these."""
+    """Each prompt is answered at each of these: two or more give answers to compare."""
     samples: AtLeastOne = 1
     """Answers to a prompt at each temperature."""
     author: str = ""

@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from reasoning_gym.factory import DATASETS
 
-from rlhf_env.envs.reasoning_gym_task import ReasoningGym
+from rlhf_env.envs.reasoning_gym_task import UNSTEADY, ReasoningGym
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.errors import ConfigError, DataError, RewardError
@@ -44,7 +44,7 @@ NONSENSE = ("", "é 😀", "nan", "[[", "I do not know", "0", "True", "<answer><
 ASK = """
 import hashlib, sys
 out, sys.stdout = sys.stdout, sys.stderr  # some data sets print
-from rlhf_env.envs.reasoning_gym_task import ReasoningGym
+from rlhf_env.envs.reasoning_gym_task import UNSTEADY, ReasoningGym
 mixed, slow = eval(sys.argv[1]), eval(sys.argv[2])
 for name in sys.argv[3:]:
     task = ReasoningGym(name, mixed.get(name, {}))
@@ -79,13 +79,15 @@ def test_every_dataset_builds_asks_and_knows_its_own_answer(name: str) -> None:
 
 
 def test_every_process_asks_the_same_questions() -> None:
+    """Those that the package itself asks otherwise, and a sample; `make same-questions` asks them all."""
     def process(hash_seed: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", ASK, repr(SETTINGS), repr(SLOW), *sorted(DATASETS)]
+        words = [sys.executable, "-c", ASK, repr(SETTINGS), repr(SLOW), *asked]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
 
+    asked = [name for place, name in enumerate(sorted(DATASETS)) if name in UNSTEADY or place % 5 == 0]
     one, other = (started.communicate()[0].splitlines() for started in [process("1"), process("2")])
-    assert [line.split()[0] for line in one] == sorted(DATASETS)
+    assert [line.split()[0] for line in one] == asked and len(asked) > 20
     assert [line for line, again in zip(one, other, strict=True) if line != again] == []
 
 

@@ -74,7 +74,7 @@ def test_the_pipeline_file_says_what_the_two_files_say() -> None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.replace("<|turn|>", " ").split())
 
 
 def _cast(ballot: Path) -> list[tuple[set[str], str | None]]:

@@ -126,7 +126,9 @@ def test_a_worker_that_does_not_end_when_told_is_killed(tmp_path: Path, monkeypa
 
 def test_ctrl_c_while_a_worker_still_imports_is_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     """The terminal sends it to all, and the one in front says what there is to say."""
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell begins with & ignores it
     worker = processes._start_worker()
+    signal.signal(signal.SIGINT, heard)
     os.kill(worker.process.pid or 0, signal.SIGINT)
     worker.process.join(60)
     assert (worker.process.exitcode, capfd.readouterr().err) == (0, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.settings import is_setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,16 @@ def test_unknown_keys_get_the_nearest_known_one() -> None:
     assert "rate" in problem, "keys of a nested table may stand one level up"
     (problem,) = problems_of({"name": "x", "inner": {"rte": 1.0}})
     assert problem.startswith("toy.toml inner: no setting 'rte': did you mean 'rate'?")
+
+
+def test_of_many_names_those_of_the_table_itself_are_listed() -> None:
+    """And all of them are guessed at."""
+    with pytest.raises(ConfigError) as caught:
+        from_table(Experiment, {"polcy": {}, "generated_tokns": 1}, "toy.toml")
+    first, second = (problem.partition(" Known: ") for problem in caught.value.problems[:2])
+    assert first[0] == "toy.toml: no setting 'polcy': did you mean 'policy'?"
+    assert second[0] == "toy.toml: no setting 'generated_tokns': did you mean 'generated_tokens'?"
+    assert set(first[2].split(", ")) == {each.name for each in fields(Experiment) if is_setting(each)}
 
 
 def test_all_problems_are_said_at_once() -> None:

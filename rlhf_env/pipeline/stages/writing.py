@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from annotated_types import MinLen
-
 from rlhf_env.device_names import AUTO
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import under
@@ -23,13 +21,13 @@ from rlhf_env.pipeline.responses import Responses, write_into
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of
 from rlhf_env.relative_paths import paths_of, relative_to
-from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
+from rlhf_env.settings import Chooses, IsPath, Name, settings
 from rlhf_env.shown_text import near
 from rlhf_env.types import JsonObject, JsonView
 
 
 @settings
-class ResponsesStage:
+class ResponsesStage(Responses):
     """A model answers prompts."""
 
     model: Annotated[Name, IsPath()]
@@ -40,24 +38,8 @@ class ResponsesStage:
     """Where the model computes, as in [policy] (default: as in [defaults.policy])."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
     """What is asked (default: the task of [defaults])."""
-    prompts: AtLeastOne = 1000
-    """How many prompts of the task, from the first one on."""
-    temperatures: Annotated[tuple[Positive, ...], MinLen(1)] = (0.7, 1.0, 1.4)
-    """One answer to a prompt is sampled at each of these: two or more give answers to compare."""
-    samples: AtLeastOne = 1
-    """Answers to a prompt at each temperature."""
     author: str = ""
     """What the store calls the writer (default: the stage that made it, or the model)."""
-    num_envs: AtLeastOne = 64
-    """Texts side by side."""
-    max_new_tokens: AtLeastOne = 24
-    """The longest response, in tokens."""
-    max_prompt_tokens: AtLeastOne = 32
-    """The longest prompt, in tokens."""
-    stop: list[str] | None = None
-    """Strings that end an answer, as in [environment] (default: of a run, those that it was trained with)."""
-    seed: Seed = 0
-    """What the answers are drawn from."""
     kind: ClassVar[str] = "responses"
     takes: ClassVar[Mapping[Role, bool]] = {"model": False}
     gives: ClassVar[Sequence[Role]] = ("store",)
@@ -111,7 +93,7 @@ class ResponsesStage:
         return {"": str(folder / STORE)}
 
     def work(self, site: Site) -> StageOutcome:
-        given = {name: getattr(self, name) for name in Responses.__dataclass_fields__ if hasattr(self, name)}
+        given = {name: getattr(self, name) for name in Responses.__dataclass_fields__}
         author = self.author or next(iter(site.links.get("model", ())), "") or self.model
         site.folder.mkdir(parents=True, exist_ok=True)
         partial, place = site.folder / f".{STORE}.partial", site.folder / ".writing.json"

@@ -29,7 +29,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.asked_part import AskedPart
 from rlhf_env.lab.evaluation.runs import Run, run
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.experiment import EngineSettings
+from rlhf_env.learning.experiment import Budget, EngineSettings
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
@@ -39,6 +39,10 @@ from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Float
+
+
+# Every agent has learned from its own texts, and from what it kept of them, by the third.
+UPDATES = 3
 
 
 def several(size: int, work: Callable[[], object]) -> list[Ended]:
@@ -92,11 +96,14 @@ def workplace_of(case: str, folder: Path, *, shard: bool = False) -> Workplace:
     of_matrix, rewards = BESIDE.get(case, (case, None))
     wanted = experiment_of(of_matrix, folder)
     # Before training and at the end; a checkpoint on the way.
-    measured = replace(wanted.evaluation, prompts=4, every=5)
+    measured = replace(wanted.evaluation, prompts=4, every=UPDATES)
     # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
     rewards = {**(rewards or wanted.rewards), "varied": 0.5}
     engine = EngineSettings(shard=shard)
-    experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards, engine=engine)
+    budget = Budget(updates=UPDATES)
+    experiment = replace(
+        wanted, budget=budget, evaluation=measured, checkpoint_every=2, rewards=rewards, engine=engine
+    )
     tokenizer = load_tokenizer_of(experiment.policy)
     policy = copy.deepcopy(_new_model(tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id))
     if "adapters" in case:
