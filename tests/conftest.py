@@ -19,16 +19,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["XDG_STATE_HOME"] = str(Path(__file__).parent.parent / "build" / "test-state")
 os.environ["RLHF_ENV_CACHE"] = str(Path(__file__).parent.parent / "build" / "test-cache")
 
-# What must be on the disk is waited for, many thousand times: in memory, where a file system is there, as large as that.
+import pytest
+import typer.main
+from hypothesis import HealthCheck, settings
+
+# What must be on the disk is waited for, many thousand times: in memory, where such a file system has the room.
 _MEMORY = Path("/dev/shm")
 if "TMPDIR" not in os.environ and _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
     _found = os.statvfs(_MEMORY)
     if _found.f_bavail * _found.f_frsize > 8 * 2**30 and not _found.f_flag & getattr(os, "ST_NOEXEC", 0):
-        os.environ["TMPDIR"] = str(_MEMORY)
-
-import pytest
-import typer.main
-from hypothesis import HealthCheck, settings
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
 
 settings.register_profile(
     "same-every-time",

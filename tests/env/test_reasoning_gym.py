@@ -80,6 +80,7 @@ def test_every_dataset_builds_asks_and_knows_its_own_answer(name: str) -> None:
 
 def test_every_process_asks_the_same_questions() -> None:
     """Those that the package itself asks otherwise, and a sample; `make same-questions` asks them all."""
+
     def process(hash_seed: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-c", ASK, repr(SETTINGS), repr(SLOW), *asked]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

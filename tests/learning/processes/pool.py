@@ -40,7 +40,6 @@ from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Float
 
-
 # Every agent has learned from its own texts, and from what it kept of them, by the third.
 UPDATES = 3
 
@@ -101,9 +100,7 @@ def workplace_of(case: str, folder: Path, *, shard: bool = False) -> Workplace:
     rewards = {**(rewards or wanted.rewards), "varied": 0.5}
     engine = EngineSettings(shard=shard)
     budget = Budget(updates=UPDATES)
-    experiment = replace(
-        wanted, budget=budget, evaluation=measured, checkpoint_every=2, rewards=rewards, engine=engine
-    )
+    experiment = replace(wanted, budget=budget, evaluation=measured, checkpoint_every=2, rewards=rewards, engine=engine)
     tokenizer = load_tokenizer_of(experiment.policy)
     policy = copy.deepcopy(_new_model(tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id))
     if "adapters" in case:
