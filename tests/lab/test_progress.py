@@ -62,6 +62,21 @@ def test_the_table_and_the_time_left_by_hand() -> None:
     assert "4 of 7 · 15 s so far · about 9 s left" in lines[-1]
 
 
+def test_a_run_under_way_tells_what_others_like_it_will_take() -> None:
+    clock = Clock()
+    (quick,), slow = cells("reference", seeds=1), cells("ppo", seeds=2)
+    progress = GridProgress([quick, *slow], jobs=2, clock=clock)
+    progress.take_in(Progress(quick, 0.0))
+    clock.now = 2.0
+    progress.take_in(Progress(quick, 1.0, "finished"))
+    progress.take_in(Progress(slow[0], 0.5))  # it was resumed
+    assert progress.at_work().endswith(" · about 2 s left"), "two runs, one of them half, of 2 s each"
+    clock.now = 12.0
+    progress.take_in(Progress(slow[0], 0.6))
+    # A tenth in ten seconds: 40 s are left of it, and 100 s of the other.
+    assert progress.at_work().endswith(" · about 70 s left")
+
+
 def test_a_log_has_a_line_for_each_run_that_ends_and_a_terminal_a_table() -> None:
     for terminal in (False, True):
         console = Console(width=100, file=io.StringIO(), force_terminal=terminal)
@@ -84,8 +99,8 @@ def test_between_the_ends_of_long_runs_a_log_says_what_is_at_work() -> None:
             clock.now = now
             tell(Progress(cell, share))
     assert file.getvalue().splitlines() == [
-        "0 of 1 · at work: echo · ppo · seed 0 20% · time left: not known yet",
-        "0 of 1 · at work: echo · ppo · seed 0 50% · time left: not known yet",
+        "0 of 1 · at work: echo · ppo · seed 0 20% · about 48 s left",
+        "0 of 1 · at work: echo · ppo · seed 0 50% · about 25 s left",
     ]
 
 

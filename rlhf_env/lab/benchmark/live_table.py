@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import cast
 
 from rich.console import Console, Group, RenderableType
@@ -19,6 +20,7 @@ from rlhf_env.lab.progress import note_of, spoken_time
 from rlhf_env.lab.scheduling import at_once
 
 LINE_EVERY = 10.0  # seconds, of what is at work, in a log
+_ENOUGH = 0.05  # of a run: what it begins with is behind it, and its pace is known
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def benchmark_progress(
     Where nothing can be redrawn (a pipe, a log) it is a line for each that ends, and between them, every few seconds,
     one about those at work.
     """
-    seen = GridProgress(cells, jobs=at_once(jobs))
+    seen = GridProgress(cells, jobs=at_once(jobs), clock=clock)
     said = clock()
     live = Live(get_renderable=seen.table, console=console, refresh_per_second=4)
 
@@ -59,7 +61,8 @@ class GridProgress:
     """A benchmark while it runs: how many seeds are done, their mean score, failures, and the time left.
 
     The time left is what the rest would take in `jobs` processes at the mean duration of runs like them: of the same
-    agent on the same task if there are any yet, else of the task, else of all.
+    agent on the same task if there are any yet, else of the task, else of all. Of a run under way the duration is what
+    it will be at its pace so far.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class GridProgress:
         self._jobs, self._clock, self._start = jobs, clock, clock()
         self._cells = {cell.key: cell for cell in cells}
         self._done = dict.fromkeys(self._cells, 0.0)
-        self._at_work: dict[str, tuple[float, JobProgress]] = {}  # since when, and the last of it
+        self._at_work: dict[str, _UnderWay] = {}
         self._took: list[tuple[GridCell, float]] = []
         self._scores: dict[str, float] = {}
         self._failed: set[str] = set()
@@ -78,15 +81,15 @@ class GridProgress:
         cell, now = cast("GridCell", news.job), self._clock()
         key = cell.key
         self._cells.setdefault(key, cell)
-        since, _ = self._at_work.pop(key, (now, news))
+        begun = self._at_work.pop(key, _UnderWay(now, news.fraction, news))
         if news.ended is None:
             self._done[key] = news.fraction
-            self._at_work[key] = since, news
+            self._at_work[key] = replace(begun, news=news)
             return f"{cell.title}: {news.why}" if news.why else ""
-        begun_here = since < now
+        begun_here = begun.since < now
         self._done[key] = 1.0
         if begun_here:
-            self._took.append((cell, now - since))
+            self._took.append((cell, now - begun.since))
         if news.score is not None:
             self._scores[key] = news.score
         if news.ended != "finished":
@@ -95,11 +98,12 @@ class GridProgress:
         if not begun_here:
             return ""
         score = "" if news.score is None else f" score {news.score:.2f}"
-        return f"{self._count()} · {cell.title}:{score} in {now - since:.0f} s{_on(news)} · {self._time_left()}"
+        return f"{self._count()} · {cell.title}:{score} in {now - begun.since:.0f} s{_on(news)} · {self._time_left()}"
 
     def at_work(self) -> str:
         """A line for a log about what has not ended yet."""
-        some = ", ".join(f"{news.job.title} {news.fraction:.0%}{_on(news)}" for _, news in self._at_work.values())
+        latest = (it.news for it in self._at_work.values())
+        some = ", ".join(f"{news.job.title} {news.fraction:.0%}{_on(news)}" for news in latest)
         return f"{self._count()} · at work: {some} · {self._time_left()}" if some else ""
 
     def table(self) -> RenderableType:
@@ -111,7 +115,7 @@ class GridProgress:
             table.add_row(agent, *(self._place(task, agent) for task in tasks))
         at_work = [
             Text(f"  {news.job.title}  {news.fraction:4.0%}{_on(news)}  {note_of(news.row)}", style="dim")
-            for _, news in self._at_work.values()
+            for news in (it.news for it in self._at_work.values())
         ]
         taken = spoken_time(self._clock() - self._start)
         return Group(table, *at_work, Text(f"{self._count()} · {taken} so far · {self._time_left()}"))
@@ -135,7 +139,10 @@ class GridProgress:
         return f"{sum(done >= 1.0 for done in self._done.values())} of {len(self._done)}"
 
     def _time_left(self) -> str:
-        if not self._took:
+        now = self._clock()
+        paced = {key: it.duration(now) for key, it in self._at_work.items() if it.has_a_pace(now)}
+        took = [*self._took, *((self._cells[key], seconds) for key, seconds in paced.items())]
+        if not took:
             return "time left: not known yet"
         expected: dict[tuple[str, str, bool], float] = {}
         left = 0.0
@@ -143,17 +150,34 @@ class GridProgress:
             cell = self._cells[key]
             alike = (cell.task, cell.agent, cell.trial)
             if alike not in expected:
-                expected[alike] = self._expected(cell)
-            left += (1.0 - done) * expected[alike]
+                expected[alike] = _expected(cell, took)
+            left += (1.0 - done) * paced.get(key, expected[alike])
         return f"about {spoken_time(left / self._jobs)} left"
 
-    def _expected(self, cell: GridCell) -> float:
-        """Seconds that a run takes, from those most like it."""
-        for names in (("task", "agent", "trial"), ("task", "trial"), ("trial",), ()):
-            took = [s for other, s in self._took if all(getattr(other, n) == getattr(cell, n) for n in names)]
-            if took:
-                return sum(took) / len(took)
-        return 0.0
+
+@dataclass(frozen=True)
+class _UnderWay:
+    since: float
+    fraction: float
+    """How far it was then: above 0 where it was resumed."""
+    news: JobProgress
+
+    def has_a_pace(self, now: float) -> bool:
+        """Whether it has come far enough here to tell."""
+        return now > self.since and self.news.fraction - self.fraction >= _ENOUGH
+
+    def duration(self, now: float) -> float:
+        """Seconds that the whole of it takes at that pace."""
+        return (now - self.since) / (self.news.fraction - self.fraction)
+
+
+def _expected(cell: GridCell, took: Sequence[tuple[GridCell, float]]) -> float:
+    """Seconds that a run takes, from those most like it."""
+    for names in (("task", "agent", "trial"), ("task", "trial"), ("trial",), ()):
+        alike = [s for other, s in took if all(getattr(other, n) == getattr(cell, n) for n in names)]
+        if alike:
+            return sum(alike) / len(alike)
+    return 0.0
 
 
 def _on(news: JobProgress) -> str:
