@@ -71,6 +71,14 @@ class Database:
         except BaseException:
             self._db.close()
             raise
+        self._file = self._file_there()
+
+    def _file_there(self) -> tuple[int, int] | None:
+        """Which file has the path now; None where there is none."""
+        with suppress(OSError):
+            found = self.path.stat()
+            return found.st_dev, found.st_ino
+        return None
 
     def _has_pages(self) -> bool:
         """Whether the file has the size of whole pages, as a database has."""
@@ -130,6 +138,11 @@ class Database:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        if self._file_there() != self._file:  # what is written to a file without a name is gone with this process
+            raise RunFailed(
+                f"preference store {self.path}: the file was moved, removed or replaced since it was opened; nothing of "
+                "this call was kept: put it back, or open the store anew"
+            )
         try:
             with self._transaction():
                 yield

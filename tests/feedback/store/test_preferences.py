@@ -134,6 +134,21 @@ def test_a_failing_judgement_takes_the_whole_call_with_it(path: Path) -> None:
         assert store.counts() == counted(0, 0, 0)
 
 
+def test_a_file_that_was_taken_away_takes_no_judgements(path: Path) -> None:
+    """SQLite goes on writing to what has no name any more, and says that all is well."""
+    with PreferenceStore(path) as store:
+        store.add([comparison(0)])
+        path.rename(path.with_suffix(".away"))
+        for replaced in (False, True):
+            if replaced:
+                path.touch()
+            with pytest.raises(RunFailed, match="moved, removed or replaced since it was opened; nothing of this call"):
+                store.add([comparison(1)])
+        path.unlink()
+        path.with_suffix(".away").rename(path)
+        assert store.add([comparison(1)]) == 1, "it was put back"
+
+
 def test_a_killed_writer_loses_nothing_it_reported(path: Path) -> None:
     """The child adds one judgement at a time, says so, and is killed with -9 in the middle."""
     code = (
