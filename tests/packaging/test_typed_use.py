@@ -20,7 +20,7 @@ mypy = pytest.importorskip("mypy", reason="the dev extra is not installed")
 
 
 def checked(file: Path) -> subprocess.CompletedProcess[str]:
-    """By the project's settings, with what its last `mypy` found out: a call that knows nothing takes most of a minute."""
+    """By the project's settings, with what its last `mypy` found out: to know nothing takes most of a minute."""
     words = [sys.executable, "-m", "mypy", str(file)]
     return subprocess.run(words, capture_output=True, text=True, cwd=HERE.parents[1], check=False)
 

@@ -140,8 +140,8 @@ class Database:
     def _writing(self) -> Iterator[None]:
         if self._file_there() != self._file:  # what is written to a file without a name is gone with this process
             raise RunFailed(
-                f"preference store {self.path}: the file was moved, removed or replaced since it was opened; nothing of "
-                "this call was kept: put it back, or open the store anew"
+                f"preference store {self.path}: the file was moved, removed or replaced since it was opened; nothing "
+                "of this call was kept: put it back, or open the store anew"
             )
         try:
             with self._transaction():
