@@ -186,17 +186,14 @@ def _of_the_model(known: Mapping[str, Any]) -> Iterator[Said]:
         [
             f"F1 rose from {by_seed['before', 'overlap']} to {by_seed['grpo', 'overlap']}",
             f"exact match from {by_seed['before', 'exact']} to {by_seed['grpo', 'exact']}",
-            f"that of F1 {_of_zero(rose['overlap'])}, that of exact match, which was no bar, {_of_zero(rose['exact'])}",
+            f"that of F1 begins at {rose['overlap'].low:.2f}, that of exact match, which was no bar, at "
+            f"{rose['exact'].low:.2f}",
         ],
     )
 
 
 def _with_ends(it: Estimate) -> str:
     return f"{it.value:.2f}, {it.low:.2f} to {it.high:.2f}"
-
-
-def _of_zero(it: Estimate) -> str:
-    return "lies above 0" if it.low is not None and it.low > 0 else "does not lie above 0"
 
 
 def _listed(numbers: Sequence[str]) -> str:

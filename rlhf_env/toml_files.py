@@ -12,12 +12,15 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from rlhf_env.errors import ConfigError, Key, Problem
 from rlhf_env.plain_data import read_file
 from rlhf_env.types import JsonObject
 
+FileKind = Literal["experiment", "grid", "pipeline"]
+
+_COMMANDS: Mapping[FileKind, str] = {"experiment": "train", "grid": "bench", "pipeline": "pipeline"}
 _LARGEST = 2**20  # bytes of a file
 
 
@@ -39,6 +42,26 @@ def read_toml(file: str | Path) -> JsonObject:
             line = int(found[2]) if found[2] else text.rstrip("\n").count("\n") + 1
             said = _twice(text, line) or f"{found[1]} ({found[3] or 'at the end of the file'})"
         raise ConfigError(f"{file}, line {line}: {said}") from error
+
+
+def file_kind(table: Mapping[str, object]) -> FileKind | None:
+    """Which kind of file this is, by the tables that one kind alone has; None where there are none of them."""
+    if "stage" in table:
+        return "pipeline"
+    of_experiments = {"agent", "policy", "task", "environment", "rewards"} & table.keys()
+    if "experiment" in table or ("agents" in table and not of_experiments):
+        return "grid"
+    return "experiment" if of_experiments else None
+
+
+def read_kind(file: str | Path, kind: FileKind) -> JsonObject:
+    """As `read_toml`. Raises ConfigError too where the file is of another kind, with the command that takes it."""
+    table = read_toml(file)
+    found = file_kind(table)
+    if found is not None and found != kind:
+        said = "an experiment" if found == "experiment" else f"a {found}"
+        raise ConfigError(f"{file} is {said}, and {kind}s are read here: rlhf-env {_COMMANDS[found]} {file}")
+    return table
 
 
 def _twice(text: str, line: int) -> str:

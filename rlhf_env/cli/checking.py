@@ -410,16 +410,16 @@ def _check_file(file: Path, note: Callable[[str], object]) -> None:
     from rlhf_env.learning.experiment import EngineSettings, Experiment
     from rlhf_env.learning.experiment_checks import require_shardable
     from rlhf_env.learning.sharding import SHARD
-    from rlhf_env.toml_files import naming_lines, read_toml
+    from rlhf_env.toml_files import file_kind, naming_lines, read_toml
 
-    table = read_toml(file)
-    if "stage" in table:
+    kind = file_kind(read_toml(file))
+    if kind == "pipeline":
         from rlhf_env.pipeline.plan import read_plan
 
         with naming_lines(file):
             read_plan(file).check()
         return
-    if "agents" not in table:
+    if kind != "grid":
         experiment = Experiment.load(file)
         with naming_lines(file):
             if experiment.engine.shard:

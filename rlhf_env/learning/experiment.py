@@ -36,7 +36,7 @@ from rlhf_env.settings import (
     fault,
     settings,
 )
-from rlhf_env.toml_files import naming_lines, read_toml
+from rlhf_env.toml_files import naming_lines, read_kind
 from rlhf_env.types import JsonObject, JsonView
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
@@ -245,7 +245,7 @@ class Experiment:
     @classmethod
     def load(cls, file: str | Path) -> Experiment:
         """From a TOML file; a relative path in it is relative to the file."""
-        table = read_toml(file)
+        table = read_kind(file, "experiment")
         with naming_lines(file):
             return cls.from_table(table, str(file), folder=Path(file).parent)
 

@@ -34,7 +34,7 @@ from rlhf_env.pipeline.hashing import hash_of
 from rlhf_env.pipeline.stages.registry import STAGES, stage_of_kind
 from rlhf_env.pipeline.stages.stage import AsksPrompts, Role, Stage, StageOrigin, begun_as
 from rlhf_env.settings import Name, PartOf, fault, settings
-from rlhf_env.toml_files import narrowed, read_toml
+from rlhf_env.toml_files import narrowed, read_kind
 from rlhf_env.types import JsonObject
 
 _FORMAT = 1  # of a stage's record: another one makes every stage anew
@@ -218,7 +218,7 @@ def read_plan(file: str | Path, changes: Mapping[str, object] | None = None) -> 
 
     Raises ConfigError with every problem of names, kinds and links; `naming_lines(file)` around it gives the lines.
     """
-    table = _changed(read_toml(file), changes or {})
+    table = _changed(read_kind(file, "pipeline"), changes or {})
     problems: list[str] = []
     about = None
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wrong.table import grid
+from wrong.table import GRID, command, grid
 
 for table, told in {
     "tasks = 3": "tasks must be a table, each a table, got 3",
@@ -46,3 +46,10 @@ for table, told in {
 }.items():
     grid(table, table, told)
     grid(f"{table}, bench", table, told, word="bench")
+for reads in ("train", "pipeline"):
+    command(
+        f"{reads} g.toml",
+        "are read here: rlhf-env bench g.toml",
+        g_DOT_toml=f"{GRID}\n[agents.ppo]\n",
+    )
+command("bench toy.toml", "toy.toml is an experiment, and grids are read here: rlhf-env train toy.toml")

@@ -115,8 +115,6 @@ stages("", "Invalid value for '--jobs'", options=" --jobs 0")
 command("pipeline", "which pipeline? A TOML file, or a shipped one: demo, base-model")
 command("pipeline no.toml", "cannot read no.toml: No such file or directory")
 command("pipeline --show dmo", "unknown pipeline 'dmo': did you mean 'demo'? Known: base-model, demo")
-command(
-    "pipeline toy.toml",
-    *(f"no setting '{key}'" for key in ("task", "policy", "environment", "rewards", "agent", "budget", "evaluation")),
-    "toy.toml: stage must be one or more tables [[stage]]",
-)
+command("pipeline toy.toml", "toy.toml is an experiment, and pipelines are read here: rlhf-env train toy.toml")
+for reads in ("train", "bench"):
+    command(f"{reads} p.toml", "are read here: rlhf-env pipeline p.toml", p_DOT_toml=HEAD + ONE)

@@ -22,7 +22,7 @@ from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.experiment_checks import check_plugins
 from rlhf_env.own_code import KEY, label_of
 from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, is_setting, settings
-from rlhf_env.toml_files import naming_lines, narrowed, read_toml
+from rlhf_env.toml_files import naming_lines, narrowed, read_kind
 from rlhf_env.types import JsonObject, JsonView
 
 REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [reward_model] makes
@@ -113,7 +113,7 @@ class Grid:
     @classmethod
     def load(cls, file: str | Path) -> Grid:
         """From a TOML file. Raises ConfigError with every problem found."""
-        table = read_toml(file)
+        table = read_kind(file, "grid")
         with naming_lines(file):
             return replace(from_table(cls, table, str(file)), folder=Path(file).parent)
 
