@@ -1,9 +1,11 @@
-"""The numbers of two examples in README and in the examples' own pages, out of what they measured:
+"""The numbers of two examples and of the demo in README and in their own pages, out of what they measured:
 
     make closed-loop                                 # a quarter of an hour; results in runs/closed_loop
     python docs/example_tables.py runs/closed_loop   # docs/closed_loop.json, what the pages need of them
     make real-model                                  # as long; runs/real_model
     python docs/example_tables.py runs/real_model    # docs/real_model.json
+    make demo                                        # minutes; runs/demo
+    python docs/example_tables.py runs/demo          # docs/demo.json and demo.png
     python docs/example_tables.py                    # the pages, of these files
 
 A test compares the pages with the files. The pages are written by hand: what is put into them is tables, and in the
@@ -27,16 +29,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples/real_mode
 import loop
 import run
 
+from rlhf_env import read_results
 from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.page.shown import without_markers
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.lab.benchmark.comparison import conclude
+from rlhf_env.lab.report.figures import demo_picture
+from rlhf_env.lab.report.formats import markdown_tables
+from rlhf_env.lab.report.sheets import sheets
 from rlhf_env.lab.statistics import Estimate
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 README = ROOT / "README.md"
-NAMES = ("closed_loop", "real_model")
+NAMES = ("closed_loop", "real_model", "demo")
 PROMPTS = 6  # of the table of replies
+TRAINED = ("ppo", "grpo", "dpo")  # by the demo
 QUESTIONS = 11  # of the table of responses
 QUOTED = ('What is the opposite of "light"?', "What is the capital of Syria?")  # in README
 COUNTED = ("none", "one", "two", "three", "four", "five", "six")
@@ -59,14 +67,34 @@ def known_of(name: str) -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, Any]:
     """What the file holds, from an example's folder. Raises SystemExit where a call of it was not the only one."""
+    versions = {"platform": platform.platform(), "python": platform.python_version()}
+    if (folder / "agents").is_dir():
+        return {"name": "demo", "versions": versions, **_of_demo(folder)}
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if results["minutes"] is None:
         raise SystemExit(
             f"{folder}: made by several calls, of which nobody knows what they took: remove it, run it anew"
         )
-    versions = {"platform": platform.platform(), "python": platform.python_version()}
     more = {"replies": _replies(folder, results["loops"])} if "loops" in results else {"responses": _responses(folder)}
     return {"name": "closed_loop" if "loops" in results else "real_model", "versions": versions, **results, **more}
+
+
+def _of_demo(folder: Path) -> dict[str, Any]:
+    """The table, the reward model as it was measured, and what the trained agents gained, by agent and seed."""
+    found = read_results(folder / "agents")
+    scores = {(cell.agent, cell.seed): cell.evaluation or {} for cell in found.cells}
+    gained = {
+        f"{agent}, seed {seed}": {
+            "proxy": (it["proxy"] - before["proxy"]) / before["proxy_std"],
+            "gold": it["gold"] - before["gold"],
+        }
+        for (agent, seed), it in scores.items()
+        if agent in TRAINED
+        for before in [scores["reference", seed]]
+    }
+    measured = json.loads((folder / "agents/reward_model.json").read_text(encoding="utf-8"))
+    first, *_ = sheets(found, conclude(found))
+    return {"measured": measured, "gained": gained, "printed": markdown_tables([first], tasks=False)}
 
 
 def _replies(folder: Path, loops: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -125,7 +153,7 @@ class Said:
 
 
 def said(name: str, known: Mapping[str, Any]) -> Iterator[Said]:
-    yield from (_of_the_loop if name == "closed_loop" else _of_the_model)(known)
+    yield from {"closed_loop": _of_the_loop, "real_model": _of_the_model, "demo": _of_the_demo}[name](known)
 
 
 def _of_the_loop(known: Mapping[str, Any]) -> Iterator[Said]:
@@ -192,6 +220,24 @@ def _of_the_model(known: Mapping[str, Any]) -> Iterator[Said]:
     )
 
 
+def _of_the_demo(known: Mapping[str, Any]) -> Iterator[Said]:
+    model, gained = known["measured"], known["gained"].values()
+    proxy, gold = (
+        f"{min(of):.1f} to {max(of):.1f}" for of in ([it[key] for it in gained] for key in ("proxy", "gold"))
+    )
+    agrees = f"{model['accuracy']:.2f} of pairs ({model['low']:.2f} to {model['high']:.2f})"
+    yield Said(
+        DOCS / "demo.md",
+        {r"^\| Agent \|.*?(?=^!\[)": f"{known['printed']}\n"},
+        [
+            f"agrees with the annotator on {agrees}, calibration error {model['calibration_error']:.3f}",
+            f"the annotator's own noise allows {model['ceiling']:.2f}",
+            f"raised the proxy by {proxy} standard deviations of the reference's own scores",
+            f"and gold rose with it by {gold}",
+        ],
+    )
+
+
 def _with_ends(it: Estimate) -> str:
     return f"{it.value:.2f}, {it.low:.2f} to {it.high:.2f}"
 
@@ -250,6 +296,8 @@ if __name__ == "__main__":
         found = read(Path(sys.argv[1]))
         file_of(found["name"]).write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
         sys.stdout.write(f"{file_of(found['name'])}\n")
+        if found["name"] == "demo":
+            demo_picture(read_results(Path(sys.argv[1]) / "agents"), DOCS / "demo.png")
     else:
         for name in NAMES:
             for it in said(name, known_of(name)):

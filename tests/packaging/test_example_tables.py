@@ -69,7 +69,7 @@ def script() -> dict[str, Any]:
     return runpy.run_path(str(DOCS / "example_tables.py"))
 
 
-@pytest.mark.parametrize("name", MADE_UP)
+@pytest.mark.parametrize("name", [*MADE_UP, "demo"])
 def test_the_pages_say_what_was_measured(name: str, script: dict[str, Any]) -> None:
     for it in script["said"](name, script["known_of"](name)):
         page = it.page.read_text(encoding="utf-8")
@@ -111,6 +111,27 @@ def test_other_results_make_other_pages(
         assert [part for part in wanted if part not in words] == []
         assert script["up_to_date"](new, it) == new != old
         assert new.count("\n| ") == old.count("\n| ") - (5 if "| Hi |" in new else 0), "the old table is gone"
+
+
+def test_another_demo_makes_another_page(script: dict[str, Any]) -> None:
+    known = {
+        "measured": {"accuracy": 0.612, "low": 0.5, "high": 0.7, "calibration_error": 0.1, "ceiling": 0.9},
+        "gained": {"ppo, seed 0": {"proxy": 2.0, "gold": -0.31}, "dpo, seed 1": {"proxy": 0.5, "gold": 0.4}},
+        "printed": "| Agent | Gold |\n| --- | ---: |\n| ppo | 9.99 |\n\nOne seed.\n",
+    }
+    (it,) = script["said"]("demo", known)
+    old = it.page.read_text(encoding="utf-8")
+    new = script["up_to_date"](old, it)
+    assert script["up_to_date"](new, it) == new != old
+    words = " ".join(new.split())
+    for told in (
+        "on 0.61 of pairs (0.50 to 0.70), calibration error 0.100; the annotator's own noise allows 0.90.",
+        "raised the proxy by 0.5 to 2.0 standard deviations",
+        "and gold rose with it by -0.3 to 0.4.",
+        "| ppo | 9.99 | One seed. ![Gold",
+    ):
+        assert told in words
+    assert new.count("\n| ") == 3, "the old table is gone"
 
 
 @pytest.mark.parametrize(
