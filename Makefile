@@ -49,9 +49,11 @@ PACKAGES_OF := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 # `make test-wheel WHEEL_TESTS=tests` runs them all.
 _SCRIPTS := tests/examples/test_examples.py
 # Asked before; and ruff sorts imports by what lies beside them, which is not there.
-_NOT_OF_IT := tests/packaging/test_wheel.py tests/test_new_plugins.py::test_what_is_written_is_as_clean_as_the_house
+_NOT_OF_IT := tests/packaging/test_wheel.py $(addsuffix .py::test_what_is_written_is_as_clean_as_the_house,$(addprefix \
+	tests/test_new_,plugins experiment))
 WHEEL_TESTS ?= $(addprefix tests/packaging/test_,plugins.py public_names.py typed_use.py) tests/cli/test_cli.py \
-	tests/cli/test_models.py tests/test_new_plugins.py tests/feedback/page/test_page.py tests/lab/watching/test_page.py \
+	tests/cli/test_models.py tests/test_new_plugins.py tests/test_new_experiment.py tests/feedback/page/test_page.py \
+	tests/lab/watching/test_page.py \
 	$(addprefix $(_SCRIPTS)::test_,hello the_experiment_file a_reward_of_ones_own_is_a_function_in_a_file)
 test-wheel: .venv/.ready  ## What an installation can have wrong, with the built wheel in an environment of its own
 	rm -rf $(WHEEL)

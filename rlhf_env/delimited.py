@@ -100,7 +100,8 @@ def _header_problem(header: Sequence[str], separator: str, wanted: Collection[st
     for other, words in _SEPARATORS.items():
         if other != separator and len(header) == 1 and other in header[0]:
             names = [name.strip().strip('"').casefold() for name in header[0].split(other)]
-            if any(name in wanted for name in names):
+            # One column that nobody asked for is a table of another kind, whatever its columns are called.
+            if wanted and (any(name in wanted for name in names) or _plain(header[0]) not in wanted):
                 usual = "commas (or, with tabs, as .tsv)" if separator == "," else "tabs"
                 return f"the columns are set apart by {words}: save the table with {usual}"
     return misspelt(header, wanted)

@@ -129,7 +129,7 @@ def demo(
 ) -> None:
     """Run the whole RLHF pipeline on real conversations: preferences, reward model, agents, a table and report.html.
 
-    About six minutes, offline. The pipeline is a file: `rlhf-env pipeline --show demo` prints it, to copy and change.
+    Minutes, offline. The pipeline is a file: `rlhf-env pipeline --show demo` prints it, to copy and change.
     """
     from rlhf_env.pipeline.demo import run_demo
 

@@ -120,7 +120,8 @@ def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, JsonO
         return _csv_rows(path, report)
     if Path(path).is_file():
         known = ", ".join((*_LINES, *_TABLES))
-        raise DataError(f"{path}: the name of a file of prompts ends in one of {known}")
+        remedy = "save the table as one of these, or, with the library datasets, as a folder (save_to_disk)"
+        raise DataError(f"{path}: the name of a file of prompts ends in one of {known}: {remedy}")
     return _dataset_rows(path, split)
 
 

@@ -115,6 +115,11 @@ class FileTokenizer:
         if self.own.init_kwargs.get(PLAIN_PROMPTS) == "user":
             self._markers = tuple(special.values())
 
+    @property
+    def asks_plain_prompts_as_user(self) -> bool:
+        """Whether a prompt that is a plain text is read in the chat template too, as the message of a user."""
+        return self._markers is not None
+
     def _kept_problem(self) -> str:
         ends = [self._tokenizer.id_to_token(i) for i in (*self.end_ids, self.pad_id)]
         for token in self.keep_special:

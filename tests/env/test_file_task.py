@@ -203,6 +203,7 @@ def test_a_report_stops_at_twenty(tmp_path: Path) -> None:
         ("a.csv", b'prompt\nHi\n"open', "line 3: not CSV: unexpected end of data"),
         ("a.csv", b"prompt,messages\n,Hi\n", "line 2, field 'prompt': it has no text"),
         ("a.txt", b"Hi", "ends in one of .jsonl"),
+        ("a.parquet", b"PAR1", "save the table as one of these, or, with the library datasets, as a folder"),
     ],
 )
 def test_a_file_that_cannot_be_used(name: str, content: bytes, says: str, tmp_path: Path) -> None:

@@ -23,7 +23,12 @@ from rlhf_env.lab.statistics import seeds_for_a_verdict
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("experiments", "pipelines", "preferences", "scale"))]
+EXAMPLES = ROOT / "examples" / "README.md"
+PAGES = [
+    README,
+    EXAMPLES,
+    *(ROOT / "docs" / f"{name}.md" for name in ("experiments", "pipelines", "preferences", "scale")),
+]
 COUNTED = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -55,6 +60,8 @@ def commands() -> list[tuple[str, str]]:
         if language in ("sh", "bash")
         for line in text.splitlines()
     ]
+    in_tables = re.findall(r"^\|.* \| `(.*?)` \|", EXAMPLES.read_text(encoding="utf-8"), re.MULTILINE)
+    lines += [(f"examples/{EXAMPLES.name}", line) for line in in_tables]
     return [(page, line) for page, line in lines if line.startswith("rlhf-env ")]
 
 
@@ -90,6 +97,22 @@ def test_a_link_leads_somewhere(page: Path) -> None:
     if not (ROOT / "rlhf_env").exists():  # the tests of the wheel have the sources elsewhere
         links = [link for link in links if "rlhf_env/" not in link]
     assert links and not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_every_example_has_one_row_with_the_command_that_runs_it() -> None:
+    rows = re.findall(
+        r"^\| \[`(.*?)/?`\]\((.*?)\) \| .+ \| `(.+?)` \| .+ \|$", EXAMPLES.read_text("utf-8"), re.MULTILINE
+    )
+    there = {path.name for path in EXAMPLES.parent.iterdir()} - {"README.md", "__pycache__"}
+    assert sorted(name for name, _, _ in rows) == sorted(there)
+    makes = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for name, link, command in rows:
+        assert link.partition("/")[0] == name
+        program, what, *_ = command.split()
+        assert program in ("python", "rlhf-env", "make", "sh", "jupyter")
+        assert program != "make" or what in makes, command
+        for file in re.findall(r"examples/[\w./]+", command):
+            assert (ROOT / file).exists(), command
 
 
 def test_what_is_ruled_out_by_the_command_itself_is_refused() -> None:

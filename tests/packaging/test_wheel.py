@@ -60,6 +60,8 @@ def test_every_file_that_is_no_module_came_along() -> None:
         expected |= {f"rlhf_env/new_plugins/templates/{kind}/{name}.template" for name in names}
     for name in ("PACKAGE/__init__.py", "PACKAGE/py.typed", "README.md", "gitignore", "pyproject.toml"):
         expected.add(f"rlhf_env/new_plugins/templates/any/{name}.template")
+    names = ("README.md", "experiment.toml", "grid.toml", "overlap.py", "takes_up.py", "prompts.jsonl")
+    expected |= {f"rlhf_env/new_experiment/templates/{name}.template" for name in names}
     for model in ("chitchat", "chitchat-judge"):
         expected |= {
             f"rlhf_env/assets/{model}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")

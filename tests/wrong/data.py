@@ -48,6 +48,12 @@ prompts(
 prompts(
     "csv: semicolons", "prompt;level\nHi;1\n", "a.csv, line 1: the columns are set apart by semicolons", name="a.csv"
 )
+prompts(
+    "csv: semicolons, other names",
+    "Frage;Antwort\nWie?;So\n",
+    "a.csv, line 1: the columns are set apart by semicolons: save the table with commas",
+    name="a.csv",
+)
 judgements(
     "csv: a column misspelt",
     "Prompt,chosen ,rejected\nq,a,b\n",
