@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from typing import Any
 
@@ -98,11 +101,50 @@ class Verifier:
         if right not in self._known:
             if len(self._known) > 10_000:
                 self._known.clear()
-            self._known[right] = self._parsed(right) or self._parsed(f"${right}$")
+            self._known[right] = next(filter(None, map(self._parsed, _readings(right))), [])
         if not self._known[right]:
             return "no answer"
         said = self._parsed(response)
-        return "right" if self._math_verify.verify(self._known[right], said, timeout_seconds=None) else "wrong"
+        right_answer = self._known[right]
+        more = _places_below(right_answer)
+        same = self._math_verify.verify(
+            right_answer, said, float_rounding=6 + more, numeric_precision=15 + more, timeout_seconds=None
+        )
+        return "right" if same else "wrong"
 
     def _parsed(self, text: str) -> Any:
         return self._math_verify.parse(text, parsing_timeout=None)
+
+
+def _readings(answer: str) -> tuple[str, str]:
+    """A right answer as math-verify may read it, the better way first.
+
+    Outside of dollars, math-verify reads text and takes one number of it: 2 of "2\\pi", 3 of "3\\sqrt{2}"
+    (findings/trl_accuracy_reward_takes_a_number_for_the_solution.sh). Words and dollars say that it is text.
+    """
+    with suppress(InvalidOperation):  # where it is a number: of 1e-07, LaTeX's e would be Euler's
+        number = Decimal(answer)
+        if number.is_finite() and abs(number.adjusted()) < 400:
+            answer = f"{number:f}"
+    delimited = any(mark in answer for mark in ("$", r"\(", r"\[", r"\boxed", "#"))
+    outside = re.sub(r"\{[^{}]*\}", "", answer)  # the words in \text{ or } are LaTeX
+    if delimited or any(word.isalpha() and len(word) > 1 for word in outside.split()):
+        return answer, f"${answer}$"
+    return f"${answer}$", answer
+
+
+def _places_below(answers: Sequence[Any]) -> int:
+    """How many decimal places more than usual tell these answers from others: 0 unless a number in them is below 0.001.
+
+    math-verify compares decimal PLACES (6, or 15 of exact numbers), so any two smaller numbers are equal to it:
+    findings/trl_accuracy_reward_pays_any_small_number.sh.
+    """
+    numbers = [part for it in answers for part in (it, *getattr(it, "args", ())) if _is_answer(it, part)]
+    sizes = [abs(number).evalf(15) for number in numbers]
+    below = [-Decimal(str(size)).adjusted() for size in sizes if size.is_finite and size > 0]
+    return max([0, *(it - 3 for it in below)])
+
+
+def _is_answer(it: Any, part: Any) -> bool:
+    """Whether `part` is the answer itself, or one of several; the factors of a number are neither."""
+    return bool(getattr(part, "is_number", False)) and (part is it or not getattr(it, "is_number", False))
