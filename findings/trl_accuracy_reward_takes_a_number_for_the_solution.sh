@@ -11,6 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
+<<<<<<< HEAD
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.24.0 trl==1.16.0 \
     math-verify==0.9.0 latex2sympy2_extended==1.11.0
 cat > "$folder/solutions.py" <<'PY'
@@ -24,6 +25,29 @@ parse("$1$", parsing_timeout=60)  # sympy loads here, and not within a limit of 
 
 def paid(answer, solution):
     return accuracy_reward([[{"role": "assistant", "content": rf"It is $\boxed{{{answer}}}$."}]], [solution])[0]
+=======
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check math-verify==0.9.0 latex2sympy2_extended==1.11.0
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps trl==1.16.0
+cat > "$folder/solutions.py" <<'PY'
+import importlib.metadata, importlib.util, platform, sys
+from types import ModuleType
+
+from math_verify import parse
+
+print("python", platform.python_version(), *(f"- {it} {importlib.metadata.version(it)}" for it in ("trl", "math-verify")))
+parse("$1$", parsing_timeout=60)  # sympy loads here, and not within a limit of time
+# The file alone: the package asks for torch and transformers, which this does not need.
+sys.modules.update({name: ModuleType(name) for name in ("trl", "trl.rewards", "trl.import_utils")})
+sys.modules["trl.import_utils"].is_math_verify_available = lambda: True
+path = importlib.metadata.distribution("trl").locate_file("trl/rewards/accuracy_rewards.py")
+spec = importlib.util.spec_from_file_location("trl.rewards.accuracy_rewards", path)
+rewards = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rewards)
+
+
+def paid(answer, solution):
+    return rewards.accuracy_reward([[{"role": "assistant", "content": rf"It is $\boxed{{{answer}}}$."}]], [solution])[0]
+>>>>>>> finds
 
 
 wrong = []

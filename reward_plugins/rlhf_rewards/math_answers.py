@@ -139,9 +139,7 @@ def _places_below(answers: Sequence[Any]) -> int:
     math-verify compares decimal PLACES (6, or 15 of exact numbers), so any two smaller numbers are equal to it:
     findings/trl_accuracy_reward_pays_any_small_number.sh.
     """
-    from sympy import Basic
-
-    numbers = [part for it in answers if isinstance(it, Basic) for part in (it, *it.args) if _is_answer(it, part)]
+    numbers = [part for it in answers for part in (it, *getattr(it, "args", ())) if _is_answer(it, part)]
     sizes = [abs(number).evalf(15) for number in numbers]
     below = [-Decimal(str(size)).adjusted() for size in sizes if size.is_finite and size > 0]
     return max([0, *(it - 3 for it in below)])
