@@ -371,6 +371,7 @@ def laws(
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
     ] = False,
+    jobs: Jobs = None,
     as_json: AsJson = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="The page docs/laws.md: the list, and what each law measures.")
@@ -418,9 +419,13 @@ def laws(
         )
         with interruptible(), stage_on_stderr(law.name) as tell:
             if only_plan:
-                record = as_record(law, plan(law, out, tell=tell, on_analysis=say or (lambda analysis: None)))
+                record = as_record(
+                    law, plan(law, out, jobs=jobs or 2, tell=tell, on_analysis=say or (lambda analysis: None))
+                )
             else:
-                record = decide(law, out, seeds=seeds, tell=tell, on_analysis=say or (lambda analysis: None))
+                record = decide(
+                    law, out, seeds=seeds, jobs=jobs or 2, tell=tell, on_analysis=say or (lambda analysis: None)
+                )
         found.append(record)
         if not as_json and not only_plan:
             console.print(law_in_words(record), highlight=False)

@@ -22,6 +22,7 @@ from rlhf_env.lab.laws.power import POWER, power_of, seeds_needed
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds
 
 ClaimVerdict = Literal["confirmed", "refuted", "inconclusive"]
+Tell = Callable[[float, str], None]
 PILOT_SEEDS = range(1000, 1008)
 FEWEST = 10
 
@@ -42,6 +43,8 @@ class Claim:
     """The smallest effect that matters, above 0. Where the interval lies below it, the claim is refuted."""
     measure: Callable[[int, float], float]
     """From a seed and a place on the axis to the effect."""
+    prepare: Callable[[Sequence[int], int, Tell], None] | None = None
+    """Makes what `measure` of these seeds needs, in up to so many processes, and says how far it is."""
     at: float = 0.0
     """The place on the axis at which the claim is judged."""
     axis: str = ""
@@ -131,8 +134,14 @@ class ClaimOutcome:
         return f"{along}{beside} ({self.law.axis})"
 
 
-def analyse(law: Claim) -> Analysis:
-    """Run the pilot, and say how many seeds the run will have."""
+def _silent(share: float, note: str) -> None:
+    """Nobody listens."""
+
+
+def analyse(law: Claim, *, jobs: int = 0, tell: Tell = _silent) -> Analysis:
+    """Run the pilot, and say how many seeds the run will have. `jobs`: processes for what can be done side by side."""
+    if law.prepare is not None:
+        law.prepare(law.pilot, jobs, lambda share, note: tell(share, f"{law.name}: pilot, {note}"))
     effects = np.array([law.measure(seed, law.at) for seed in law.pilot])
     spread = float(effects.std(ddof=1))
     effect, needed = law.smallest, seeds_needed(law.smallest, spread)
@@ -161,10 +170,14 @@ def run_law(
     analysis: Analysis,
     *,
     seeds: int | None = None,
-    tell: Callable[[float, str], None] = lambda share, note: None,
+    jobs: int = 0,
+    tell: Tell = _silent,
 ) -> tuple[list[float], dict[float, list[float]]]:
     """The effects of the run's seeds, and those at every place of the axis; `tell` hears the share done."""
     count = analysis.seeds if seeds is None else seeds
+    if law.prepare is not None:
+        law.prepare(range(count), jobs, lambda share, note: tell(share, f"{law.name}: {note}"))
+        tell = _silent  # what is left takes no time
     total = count + len(law.places) * min(law.place_seeds, count)
     done = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,12 +18,13 @@ def plan(
     law: Claim,
     folder: Path,
     *,
+    jobs: int = 0,
     tell: Callable[[float, str], None] = lambda share, note: None,
     on_analysis: Callable[[Analysis], None] = lambda analysis: None,
 ) -> Analysis:
     """Run the pilot alone, and leave `folder`/NAME.plan.json with the analysis and no verdict."""
     tell(0.0, f"{law.name}: pilot")
-    analysis = analyse(law)
+    analysis = analyse(law, jobs=jobs, tell=tell)
     write_record(folder, as_record(law, analysis))
     on_analysis(analysis)
     return analysis
@@ -34,20 +35,28 @@ def decide(
     folder: Path,
     *,
     seeds: int | None = None,
+    jobs: int = 0,
     tell: Callable[[float, str], None] = lambda share, note: None,
     on_analysis: Callable[[Analysis], None] = lambda analysis: None,
 ) -> JsonObject:
     """Run the law, and leave `folder`/NAME.plan.json before the run begins, NAME.json after it.
 
-    `seeds` overrides what the analysis asks for. `on_analysis` hears of the analysis before the run.
+    `seeds` overrides what the analysis asks for. `jobs`: how many processes train models, of laws that do (0: this one
+    does). `on_analysis` hears of the analysis before the run.
     """
-    began = time.process_time()
-    analysis = plan(law, folder, tell=tell, on_analysis=on_analysis)
-    effects, places = run_law(law, analysis, seeds=seeds, tell=tell)
-    outcome = conclude_claim(law, analysis, effects, places, time.process_time() - began)
+    began = _processor_seconds()
+    analysis = plan(law, folder, jobs=jobs, tell=tell, on_analysis=on_analysis)
+    effects, places = run_law(law, analysis, seeds=seeds, jobs=jobs, tell=tell)
+    outcome = conclude_claim(law, analysis, effects, places, _processor_seconds() - began)
     record = as_record(law, analysis, outcome)
     write_record(folder, record)
     return record
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it has seen end."""
+    user, system, of_children, system_of_children, _ = os.times()
+    return user + system + of_children + system_of_children
 
 
 def law_table(records: Sequence[JsonView]) -> Table:

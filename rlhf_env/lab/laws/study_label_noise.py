@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import FLIPPED_SHARE, MOST_SEEDS, PILOT, trained_peak
+from rlhf_env.lab.laws.climbs import FLIPPED_SHARE, MOST_SEEDS, PILOT, ClimbsOf, trained_peak
 from rlhf_env.lab.laws.form import Claim
 
 
@@ -20,6 +20,7 @@ LAW = Claim(
     ),
     smallest=0.5,
     measure=_nearer,
+    prepare=ClimbsOf(["base", "noisy"]),
     most=MOST_SEEDS,
     pilot=PILOT,
 )
