@@ -68,7 +68,7 @@ def new(
 
     An experiment's folder NAME holds experiment.toml, whose comments say what else may stand there; rewards.py, a
     reward function; prompts, if you name none; grid.toml, which compares agents; and a README with the commands. It
-    trains as it is, in about a minute of processor time:
+    trains as it is, in less than a minute of processor time:
 
         rlhf-env new experiment mine
 

@@ -110,8 +110,7 @@ judgements(
     '{"prompt": "a", "chosen": null, "rejected": "b"}\n{"prompt": "a"}\n{"prompt": 3, "chosen": "x", "rejected": "y"}\n'
     '{"prompt": "a", "prompt": "b", "chosen": "x", "rejected": "y"}\nxx\n',
     "a.jsonl:1: chosen: a preference without a winner",
-    "a.jsonl:2: chosen: missing",
-    "a.jsonl:2: rejected: missing",
+    "a.jsonl:2: chosen, rejected: missing, it has 'prompt': rename its columns; `rlhf-env preferences layouts` lists",
     "a.jsonl:3: prompt: expected text, got 3",
     "a.jsonl:4: not JSON: an object has the field 'prompt' more than once",
     "a.jsonl:5: not JSON",

@@ -147,9 +147,10 @@ def preference_of(row: JsonView, reading: Reading) -> Preference:
         isinstance(provenance.get(k, {}), Mapping) for k in ("prompt", *_SIDES)
     ):
         problems.append("provenance: must be an object, with an object for each of prompt, chosen and rejected")
-    if len(missing) == 3:
+    if not any(side in row for side in _SIDES):
         has = ", ".join(map(repr, row)) or "nothing"
-        raise UnknownFields(list(row), _PAIR, f"prompt, chosen, rejected: missing, it has {has}")
+        remedy = "rename its columns; `rlhf-env preferences layouts` lists those that are read, winners and ties too"
+        raise UnknownFields(list(row), _PAIR, f"{', '.join(missing)}: missing, it has {has}: {remedy}")
     if problems == ["prompt: missing"] and all(isinstance(row[side], str) for side in _SIDES):
         raise UnknownFields(
             list(row), _PAIR, "prompt: missing; one inside chosen and rejected needs a column of its own"
