@@ -17,13 +17,21 @@ from typing import Annotated, Any
 from rlhf_env.delimited import misspelt, read_table
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
-from rlhf_env.envs.tokenizers import message_problem, plain_conversation, said_in, template_options, tokenizer_folder
+from rlhf_env.envs.tokenizers import (
+    as_message,
+    message_problem,
+    plain_conversation,
+    said_in,
+    template_options,
+    tokenizer_folder,
+)
 from rlhf_env.envs.transformers_tokenizer import HFTokenizer, own_tokenizer, render_chat
 from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
 from rlhf_env.settings import IsPath, ShareBelowOne, settings
 from rlhf_env.types import JsonObject, JsonView, Prompt, ResetOptions
 
+_ASKED = ("prompt", "messages", "conversations")  # the column that is asked, the first that is there
 _NO_PROMPT = "no field 'prompt' (or 'messages')"
 _SHOWN = 20  # problems in one report
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
@@ -37,7 +45,7 @@ class File:
     `apply_chat_template`. The prompt's text, which people and stores see, is then its plain layout; so is what a model
     without a template reads. If the last message is the assistant's, it counts as the answer: it is left out of the
     prompt and becomes `meta["completion"]`. A message may call tools or consist of parts of text. The columns `tools`
-    (JSON schemas) and `chat_template_kwargs` are passed to the template.
+    (JSON schemas) and `chat_template_kwargs` are passed to the template. ShareGPT's `conversations` are read too.
     """
 
     path: Annotated[str, IsPath()]
@@ -191,8 +199,8 @@ def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, JsonObject]]:
 
 
 def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
-    name = "prompt" if "prompt" in row else "messages"
-    if name not in row:
+    name = next((it for it in _ASKED if it in row), "")
+    if not name:
         near = misspelt(list(row), ("prompt", "messages"))
         has = f"{', '.join(map(repr, row))}: rename the one that is asked" if row else "none"
         report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}'}")
@@ -201,6 +209,7 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     content = row[name]
     messages: Sequence[JsonView] = ()
     if isinstance(content, list):
+        content = [as_message(it) for it in content]
         problem = _wrong_messages(content)
         if problem:
             report(f"{where}, field {name!r}: {problem}")
@@ -227,8 +236,8 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
                 f"{where}, field {name!r}: the chat template refuses it: {said}: change its messages, or leave it out"
             )
             return None
-    elif name == "messages":
-        report(f"{where}, field 'messages': expected a list of messages, got {_kind(content)}")
+    elif name != "prompt":
+        report(f"{where}, field {name!r}: expected a list of messages, got {_kind(content)}")
         return None
     if not isinstance(content, str):
         report(f"{where}, field {name!r}: expected a text, got {_kind(content)}")

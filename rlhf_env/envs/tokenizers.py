@@ -288,6 +288,17 @@ def said_in(message: JsonView) -> str:
     return "\n".join([said] * bool(said or not calls) + calls)
 
 
+# Who speaks in ShareGPT's turns, {"from": "human", "value": "..."}, as the role of a message.
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def as_message(turn: Any) -> Any:
+    """A turn as ShareGPT has it as a message with role and content; anything else as it is."""
+    if isinstance(turn, Mapping) and "role" not in turn and {"from", "value"} <= turn.keys():
+        return {"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
+    return turn
+
+
 def message_problem(message: Any) -> str:
     """What is wrong with a message of a conversation; "" if nothing is."""
     if not isinstance(message, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def test_rows_become_prompts_and_other_columns_metadata(name: str, tmp_path: Pat
         Prompt(f"{name}:{line[0]}", "2 + 2?", {"answer": "4"}),
     ]
     check_task(task)
+
+
+def test_turns_of_sharegpt_are_messages(tmp_path: Path) -> None:
+    turns = [("system", "Be kind."), ("human", "Hi?"), ("gpt", "Hello."), ("human", "And you?"), ("gpt", "Fine.")]
+    roles = {"human": "user", "gpt": "assistant"}
+    rows = {
+        "conversations": [{"from": who, "value": said} for who, said in turns],
+        "messages": [{"role": roles.get(who, who), "content": said} for who, said in turns],
+    }
+    path = write(tmp_path / "p.jsonl", [{column: content, "id": 7} for column, content in rows.items()])
+    one, other = (File(path).prompt(index, {}) for index in range(2))
+    assert replace(one, id=other.id) == other
+    assert one.meta == {"completion": "Fine.", "id": 7} and len(one.messages) == 4
+    wrong = [[{"from": "human", "value": 3}], [{"from": "human"}], "Hi?"]
+    assert problems(write(tmp_path / "wrong.jsonl", [{"conversations": it} for it in wrong])) == [
+        "line 1, field 'conversations': message 1, 'content': expected a text, got int",
+        "line 2, field 'conversations': message 1, 'role': expected a text, got null",
+        "line 3, field 'conversations': expected a list of messages, got str",
+    ]
 
 
 def test_a_quoted_field_of_a_csv_may_run_over_lines(tmp_path: Path) -> None:

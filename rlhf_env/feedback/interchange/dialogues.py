@@ -12,14 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_env.envs.tokenizers import message_problem
+from rlhf_env.envs.tokenizers import SPEAKERS, message_problem
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
 from rlhf_env.types import JsonObject
 
 Messages = list[JsonObject]
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TOOLS = ("tool", "function", "function_call", "observation", "ipython")
 _ABOUT_TOOLS = ("tool_calls", "tool_call_id", "name")  # of a message, what chat templates read beside its content
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -48,9 +47,9 @@ def _message(number: int, message: Any) -> JsonObject:
     if "from" in message and role is None:  # ShareGPT
         if message["from"] in _TOOLS:
             raise DataError(f"message {number}: {_NO_TOOLS}")
-        role, content = _ROLES.get(str(message["from"])), message.get("value")
+        role, content = SPEAKERS.get(str(message["from"])), message.get("value")
         if role is None:
-            raise DataError(f"message {number}: from: {message['from']!r} is none of {', '.join(_ROLES)}")
+            raise DataError(f"message {number}: from: {message['from']!r} is none of {', '.join(SPEAKERS)}")
     if message.get("function_call") or role in _TOOLS[1:]:
         raise DataError(f"message {number}: {_NO_TOOLS}")
     about = {name: message[name] for name in _ABOUT_TOOLS if message.get(name)}

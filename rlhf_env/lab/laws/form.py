@@ -22,7 +22,7 @@ from rlhf_env.lab.laws.power import POWER, power_of, seeds_needed
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds
 
 ClaimVerdict = Literal["confirmed", "refuted", "inconclusive"]
-Tell = Callable[[float, str], None]
+TellClaim = Callable[[float, str], None]
 PILOT_SEEDS = range(1000, 1008)
 FEWEST = 10
 
@@ -43,7 +43,7 @@ class Claim:
     """The smallest effect that matters, above 0. Where the interval lies below it, the claim is refuted."""
     measure: Callable[[int, float], float]
     """From a seed and a place on the axis to the effect."""
-    prepare: Callable[[Sequence[int], int, Tell], None] | None = None
+    prepare: Callable[[Sequence[int], int, TellClaim], None] | None = None
     """Makes what `measure` of these seeds needs, in up to so many processes, and says how far it is."""
     at: float = 0.0
     """The place on the axis at which the claim is judged."""
@@ -138,7 +138,7 @@ def _silent(share: float, note: str) -> None:
     """Nobody listens."""
 
 
-def analyse(law: Claim, *, jobs: int = 0, tell: Tell = _silent) -> Analysis:
+def analyse(law: Claim, *, jobs: int = 0, tell: TellClaim = _silent) -> Analysis:
     """Run the pilot, and say how many seeds the run will have. `jobs`: processes for what can be done side by side."""
     if law.prepare is not None:
         law.prepare(law.pilot, jobs, lambda share, note: tell(share, f"{law.name}: pilot, {note}"))
@@ -171,7 +171,7 @@ def run_law(
     *,
     seeds: int | None = None,
     jobs: int = 0,
-    tell: Tell = _silent,
+    tell: TellClaim = _silent,
 ) -> tuple[list[float], dict[float, list[float]]]:
     """The effects of the run's seeds, and those at every place of the axis; `tell` hears the share done."""
     count = analysis.seeds if seeds is None else seeds
