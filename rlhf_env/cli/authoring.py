@@ -18,7 +18,7 @@ _EXPERIMENT = "For an experiment"  # the panel of its options
     rich_help_panel=PLUGINS,
     epilog=examples(
         "rlhf-env new experiment mine",
-        "rlhf-env new experiment mine --model HuggingFaceTB/SmolLM2-135M-Instruct --prompts questions.csv",
+        "rlhf-env new experiment mine --model smollm2 --prompts questions.csv",
         "rlhf-env new reward polite",
     ),
 )

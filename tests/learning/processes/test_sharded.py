@@ -33,7 +33,7 @@ from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 
-from .pool import REWARDS, TOY, Notes, assert_one_line, commands, rank, several, tensors_of, trained
+from .pool import REWARDS, TOY, UPDATES, Notes, assert_one_line, commands, rank, several, tensors_of, trained
 from .test_same_as_one import close
 
 # ---------------------------------------------------------------- the model by itself
@@ -183,7 +183,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     done(2, "divided", RUNS)
     for size, begun, folder in ((2, "whole", "then divided"), (1, "divided", "then whole")):
         shutil.copytree(place / begun / RUNS[0], place / folder / RUNS[0])
-        shutil.rmtree(place / folder / RUNS[0] / "run" / "checkpoints" / "step-00000005")
+        shutil.rmtree(place / folder / RUNS[0] / "run" / "checkpoints" / f"step-{UPDATES:08}")
         done(size, folder, RUNS[:1], resume=True)
     yield place
     shutil.rmtree(place, ignore_errors=True)
@@ -196,7 +196,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_run_that_was_divided_is_the_run_of_one_process(runs: Path, folder: str, case: str) -> None:
     """Every logged number, and every tensor of the checkpoint, which holds whole ones."""
     alone, divided = ([timeless(row) for row in read_metrics(runs / name / case / "run")] for name in ("whole", folder))
-    assert len(alone) == len(divided) == 6 and close(alone, divided)
+    assert len(alone) == len(divided) == UPDATES + 1 and close(alone, divided)
     expected, found = tensors_of(runs / "whole" / case), tensors_of(runs / folder / case)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
