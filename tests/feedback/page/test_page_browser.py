@@ -74,11 +74,12 @@ def test_all_kinds_by_keyboard(tab: Tab, tmp_path: Path) -> None:
         assert tab.value("location.href").endswith("/"), "the token is out of the address bar"
         assert "the author's name" not in tab.value("document.documentElement.outerHTML")
         assert tab.value("document.querySelector('.text').innerText") == HOSTILE.replace("\u202e", "⟨U+202E⟩")
+        tab.value("void (performance.now = () => 0)")
         tab.press("1")  # too early: the second half of a double click, say
+        tab.value("void delete performance.now")
         tab.settle()
         tab.press("2")
         tab.sees("How good is this response by “kind”?")
-        tab.press("2")
         tab.settle()
         tab.press("u")
         tab.sees("Taken back")
