@@ -56,6 +56,9 @@ class Running:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             _forget_the_launch()
+            # torch makes its pool anew after a fork, at the first call, and of two threads that call it (transformers
+            # loads weights in several) one may find none: "Invalid thread pool".
+            torch.set_num_threads(1)
             work()
             status = 0
         except SystemExit as end:
